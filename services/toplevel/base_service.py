@@ -1,0 +1,5 @@
+"""What services in the field import: ``from base_service import CustomService``."""
+
+from services.sdk.base_service import BaseService, CustomService
+
+__all__ = ["BaseService", "CustomService"]
