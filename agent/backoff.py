@@ -16,7 +16,11 @@ class FullJitterBackoff:
     """
 
     def __init__(
-        self, *, first_seconds: float = 1.0, most_seconds: float = 300.0, random_source: random.Random | None = None
+        self,
+        *,
+        first_seconds: float = 1.0,
+        most_seconds: float = 300.0,
+        random_source: random.Random | None = None,
     ) -> None:
         self._first = first_seconds
         self._most = most_seconds
