@@ -1,0 +1,103 @@
+# Every target is one word; `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types format unit bench lock wheel image image-test test-systemd clean
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The interpreter to build the environment with; empty: the first python3 that is 3.11 or later.
+OUTSTATION_PYTHON ?=
+export OUTSTATION_PYTHON
+
+APT_TEST_PACKAGES := mosquitto chromium
+
+help: ## list what make can do
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+# --- environment -------------------------------------------------------------------------------------------------
+
+# The stamps make a second run instant. The development environment holds all that the demo needs, so the demo takes it when it is there.
+install: $(VENV)/.installed-dev ## make .venv with everything for development and tests
+	@:
+
+$(VENV)/.installed-dev: requirements/dev.txt requirements/bootstrap.txt pyproject.toml
+	@requirements/install $(VENV) dev
+	@touch $@ $(VENV)/.installed-demo
+
+$(VENV)/.installed-demo: requirements/demo.txt requirements/bootstrap.txt pyproject.toml
+	@requirements/install $(VENV) demo
+	@rm -f $(VENV)/.installed-dev
+	@touch $@
+
+# --- run ---------------------------------------------------------------------------------------------------------
+
+# The shell outlives Ctrl-C, waits for the demo's own clean end and hides the status 130 that make would call an error.
+demo: $(VENV)/.installed-demo ## portal, local IoT Hub and a node on this machine; ONCE=10 ends after ten readings
+	@trap : INT; $(BIN)/outstation demo $(if $(ONCE),--once $(ONCE)); status=$$?; [ $$status -eq 130 ] || exit $$status
+
+# --- check -------------------------------------------------------------------------------------------------------
+
+test: install .test-tools lint types ## all checks: lint, types and every test (installs mosquitto and chromium when root)
+	@$(BIN)/pytest
+
+.PHONY: .test-tools
+.test-tools:
+	@missing=; for tool in $(APT_TEST_PACKAGES); do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing$$missing ..."; export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get update -q -o DPkg::Lock::Timeout=300 >/dev/null && \
+	    apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 $$missing >/dev/null; \
+	else \
+	    echo "The tests need$$missing: run 'sudo apt-get install$$missing', or 'make unit', which needs none of it." >&2; exit 1; \
+	fi
+
+lint: install ## ruff: rules and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+format: install ## let ruff rewrite the files
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+unit: install ## the fast tests: unit and contract
+	@$(BIN)/pytest -q tests/unit tests/contract
+
+bench: install ## every benchmark, one after the other, with the table for docs/performance.md
+	@$(BIN)/python -m bench
+
+# --- package -----------------------------------------------------------------------------------------------------
+
+UV_COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	--python-version 3.11 $(if $(UPGRADE),--upgrade)
+
+lock: install ## write requirements/*.txt from pyproject.toml; UPGRADE=1 moves every pin to its newest release
+	@$(UV_COMPILE) pyproject.toml --all-extras --group dev -o requirements/dev.txt
+	@$(UV_COMPILE) pyproject.toml --extra node -c requirements/dev.txt -o requirements/node.txt
+	@$(UV_COMPILE) pyproject.toml --extra portal --extra postgresql -c requirements/dev.txt -o requirements/portal.txt
+	@$(UV_COMPILE) pyproject.toml --extra demo -c requirements/dev.txt -o requirements/demo.txt
+	@printf 'uv\nhatchling\neditables\n' | $(UV_COMPILE) - -c requirements/dev.txt -o requirements/bootstrap.txt
+
+wheel: install ## build dist/outstation-*.whl, without a network
+	@$(BIN)/hatchling build -t wheel
+
+image: ## build the container images outstation-agent and outstation-portal with docker, podman or buildah
+	@engine=$$(command -v docker || command -v podman || command -v buildah) || { \
+	    echo "make image needs docker, podman or buildah: run 'sudo apt-get install podman'." >&2; exit 1; }; \
+	for target in agent portal; do \
+	    $$engine build --target $$target --tag outstation-$$target -f Dockerfile . || exit 1; \
+	done
+
+image-test: ## build both images without an engine's daemon or a registry, and run them (root, Debian, some minutes)
+	@tests/packaging/build_image.sh
+
+test-systemd: install ## boot systemd in a container and see the agent's unit start, be watched and restarted (root, Debian)
+	@$(BIN)/pytest -q tests/packaging/test_systemd_boot.py --run-systemd
+
+clean: ## remove what make built, the environment too
+	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find agent services portal emulator tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
