@@ -12,7 +12,7 @@ class FullJitterBackoff:
         first_seconds: the cap of the first delay (default 1 s).
         most_seconds: the cap that is never exceeded (default 300 s).
 
-    Full jitter spreads ten thousand nodes that lose one portal over the whole window instead of bunching them at its end.
+    Full jitter spreads ten thousand nodes that lose one portal over the whole window, not only over its end.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -91,12 +92,57 @@ class RecordReader:
                 raise HubProtocolError(f"A hub record is not of the SignalR JSON protocol: {error}.") from error
 
 
+class Negotiation(msgspec.Struct, rename="camel"):
+    """What `POST /nodeHub/negotiate` answers; `nonce` is ours, an original portal sends none."""
+
+    connection_id: str
+    nonce: str = ""
+
+
+def decode_negotiation(body: bytes) -> Negotiation:
+    """Read negotiate's answer. Raises HubProtocolError."""
+    try:
+        return msgspec.json.decode(body, type=Negotiation)
+    except msgspec.MsgspecError as error:
+        raise HubProtocolError(f"its negotiate answer cannot be read: {error}.") from error
+
+
 # --- Signing in -------------------------------------------------------------------------------------------------
 
 
 def sign_in_challenge(*, connection_id: str, nonce: str, node_name: str) -> bytes:
     """The bytes that a node signs with its Ed25519 key to prove who it is; the nonce is negotiate's."""
     return "\n".join(("outstation-sign-in-v1", connection_id, nonce, node_name)).encode()
+
+
+def sign_in_request(
+    *,
+    node_id: str,
+    node_name: str,
+    organization_id: str,
+    machine_name: str,
+    agent_version: str,
+    platform: str,
+    ip_addresses: list[str],
+    mac_addresses: list[str],
+    signature: bytes,
+    wall: float,
+) -> dict[str, Any]:
+    """The argument of `signInAsync`: the original's host data, and the signature that stands for its secret."""
+    return {
+        "id": node_id,
+        "timestamp": datetime.fromtimestamp(wall, tz=UTC).isoformat(),
+        "Name": node_name,
+        "machineName": machine_name,
+        "OrganizationID": organization_id,
+        "npmVersion": agent_version,
+        "agent": "outstation",
+        "sas": "",
+        "signature": base64.b64encode(signature).decode(),
+        "ipAddresses": ip_addresses,
+        "macAddresses": mac_addresses,
+        "Platform": platform,
+    }
 
 
 # --- What a node is to run ----------------------------------------------------------------------------------------
