@@ -1,0 +1,1 @@
+"""The live lines that services write with Debug, Warning and ThrowError."""

@@ -1,0 +1,1 @@
+"""What went wrong on nodes: reported durably, each once."""
