@@ -82,7 +82,7 @@ def test_the_agent_is_not_started_again_on_a_status_that_starting_again_cannot_c
 
     statuses = {int(status) for status in keys("outstation-agent.service")["RestartPreventExitStatus"][0].split()}
 
-    assert statuses == {ExitCode.NOT_ENROLLED, ExitCode.CONFIG_INVALID}
+    assert statuses == {ExitCode.NOT_ENROLLED, ExitCode.MISSING_EXTRA, ExitCode.CONFIG_INVALID}
 
 
 @needs_systemd
