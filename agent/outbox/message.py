@@ -9,6 +9,9 @@ import msgspec
 Kind = Literal["telemetry", "fault", "tracking"]
 Lane = Literal["live", "bulk"]
 
+KIND_LETTERS: dict[Kind, str] = {"telemetry": "t", "fault": "f", "tracking": "k"}
+"""As a message's id has them: each kind is counted on its own."""
+
 PROPERTY_PREFIX = "os-"
 """Properties that the agent adds to a cloud message; a service's own may not start with it."""
 
@@ -35,7 +38,7 @@ class OutboxMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A stored message, as a sink gets it."""
 
     id: int
-    """The outbox's own row number: rising, never used twice."""
+    """The outbox's own number: rising within a kind and lane, never used twice in a stream."""
     node: str
     stream: str
     """The outbox file's random name; a new one after a damaged file was set aside, so that sequences never lie."""
@@ -59,7 +62,7 @@ class OutboxMessage(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def message_id(self) -> str:
         """Stable over every attempt, so that the far end can drop duplicates."""
-        return f"{self.stream}-{self.service}-{self.kind[0]}{self.sequence}"
+        return f"{self.stream}-{self.service}-{KIND_LETTERS[self.kind]}{self.sequence}"
 
     def ledger_properties(self) -> dict[str, str]:
         """What the far end needs to prove completeness: `os-node os-stream os-boot os-service os-sequence`."""
