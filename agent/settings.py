@@ -62,6 +62,9 @@ class SignIn(msgspec.Struct, rename="camel"):
     script_token: str = ""
     raw: dict[str, Any] = {}
 
+    def __repr__(self) -> str:
+        return f"SignIn(node_name={self.node_name!r}, state={self.state!r})"
+
     @property
     def active(self) -> bool:
         """Whether the node is to run its services."""
