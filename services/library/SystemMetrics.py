@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from base_service import CustomService
+from base_service import CustomService, ServiceError
 
 CATEGORY = "System"
 
@@ -70,7 +70,10 @@ class SystemMetrics(CustomService):
             return
         psutil.cpu_percent()  # counts from here; the first call has nothing to compare with
         while not self.stopped.is_set():
-            await self.SubmitMessage(await self.measure(path))
+            try:
+                await self.SubmitMessage(await self.measure(path))
+            except ServiceError as error:
+                await self.Warning(f"A measurement is lost, the outbox did not take it: {error}")
             try:
                 async with asyncio.timeout(interval):
                     await self.stopped.wait()
