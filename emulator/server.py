@@ -196,6 +196,10 @@ class Emulator:
         """The number of the newest message; 0 before the first."""
         return self._store.last_id
 
+    async def wait_arrival(self, after: int) -> None:
+        """Wait until there is a message with a number above `after`."""
+        await self._store.arrival(after)
+
     async def follow(self, *, device: str | None = None, after: int = 0) -> AsyncIterator[Telemetry]:
         """Every message with a number above `after`: those that are there, then each as it arrives, without end."""
         while True:
