@@ -10,15 +10,16 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from agent.outbox.sinks.cloud import CloudMessage, MethodAnswer, MethodCall, TwinUpdate
-
 from agent.outbox.message import Submission
+from agent.outbox.sinks.cloud import CloudEvent, CloudMessage, MethodAnswer, MethodCall, TwinUpdate
 from services.sdk.payload import encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agent.orchestrator.orchestrator import Orchestrator, ServiceStatus
+    from agent.orchestrator.orchestrator import Orchestrator
+
+    from agent.orchestrator.model import ServiceStatus
 
 log = logging.getLogger(__name__)
 
@@ -67,24 +68,30 @@ class Com:
         if self._orchestrator is not None and self._twin is not None:
             await self._orchestrator.send("com", status.id, "StateUpdate", self._twin)
 
-    async def twin_updated(self, update: TwinUpdate) -> None:
-        """The cloud connection is up, or desired properties changed: every service that wants to know is told."""
+    async def cloud_event(self, event: CloudEvent) -> MethodAnswer | None:
+        """Hand on what came back from the cloud; the answer counts for a method."""
+        match event:
+            case TwinUpdate():
+                await self._twin_updated(event)
+            case CloudMessage():
+                await self._message_received(event)
+            case MethodCall():
+                return await self._method_called(event)
+        return None
+
+    async def _twin_updated(self, update: TwinUpdate) -> None:
         self._twin = {"desired": update.desired, "reported": update.reported}
         if self._orchestrator is not None:
             await self._orchestrator.broadcast("StateUpdate", self._twin)
 
-    async def message_received(self, message: CloudMessage) -> None:
-        """A cloud-to-device message: for the service and action that its properties name, else for all (`Process`).
-
-        Properties `service` and `action` choose; without an action it is `Process`.
-        """
+    async def _message_received(self, message: CloudMessage) -> None:
+        # Its properties `service` and `action` say whom it is for; without them it is for all, as `Process`.
         assert self._orchestrator is not None
         service = message.properties.get("service", "*")
         action = message.properties.get("action", "Process")
         await self._orchestrator.send("com", service, action, _readable(message.payload))
 
-    async def method_called(self, call: MethodCall) -> MethodAnswer:
-        """A direct method `<service>.<action>`: the service's answer, or why there is none."""
+    async def _method_called(self, call: MethodCall) -> MethodAnswer:
         assert self._orchestrator is not None
         service, dot, action = call.name.rpartition(".")
         if not dot:

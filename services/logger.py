@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
-
-from agent.orchestrator.orchestrator import LogRecord
+from typing import Any, ClassVar, cast
 
 from agent.logs import LineWriter, clip
+from agent.orchestrator.model import Level, LogRecord
 
 
 class Logger:
@@ -38,4 +37,4 @@ class Logger:
 
     async def handle(self, source: str, action: str, payload: Any) -> None:
         """`SubmitAction("logger", "debug", text)`: what Debug, Warning and ThrowError do by themselves."""
-        self.log(LogRecord(service=source, level=action, text=str(payload), wall=self._wall()))
+        self.log(LogRecord(service=source, level=cast(Level, action), text=str(payload), wall=self._wall()))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent.errors import HubError, HubProtocolError
+from agent.errors import HubError, HubProtocolError, HubUnreachableError
 from agent.hub.protocol import SignedManifest
 from agent.orchestrator.deployments import DeploymentError, Deployments
 from agent.settings import IotHubSettings, SignIn, store_settings
@@ -92,7 +92,7 @@ class Commands:
     async def signed_in(self, settings: SignIn) -> None:
         """Take in a sign-in answer: settings, cloud, deployment."""
         self._take_settings(settings)
-        await self._deploy(settings.manifest, force=False)
+        await self._deploy(settings.manifest)
         self._reporter.signed_in()
         await self._orchestrator.broadcast("msb_signed_in", self.settings_for_services())
 
@@ -101,13 +101,15 @@ class Commands:
         store_settings(self._paths, settings)
         self._set_iot_hub(settings.iot_hub)
 
-    async def _deploy(self, signed: SignedManifest | None, *, force: bool) -> None:
+    async def _deploy(self, signed: SignedManifest | None) -> None:
         async with self._deploying:
             if signed is None:
                 return
             try:
                 token = self.settings.script_token if self.settings else ""
                 manifest = await self._deployments.stage(signed, partial(self._session.fetch, token=token))
+            except HubUnreachableError:
+                raise  # the next sign-in brings the deployment again
             except (DeploymentError, HubProtocolError, OSError) as error:
                 self.deployment_error = str(error)
                 log.error("The deployment was not taken: %s", error, extra={"action": "deployment_refused"})
@@ -144,7 +146,7 @@ class Commands:
             active = self.settings.active and manifest is not None
             await self._orchestrator.apply(self._deployments.specs(manifest) if active and manifest else [])
         else:
-            await self._deploy(signed, force=True)
+            await self._deploy(signed)
 
     async def _change_state(self, state: str, *_: Any) -> None:
         await self._update_deployment({"state": state})

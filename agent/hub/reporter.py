@@ -17,7 +17,8 @@ from agent.system import facts
 
 if TYPE_CHECKING:
     from agent.hub.session import HubSession
-    from agent.orchestrator.orchestrator import Orchestrator, ServiceStatus
+    from agent.orchestrator.model import ServiceStatus
+    from agent.orchestrator.orchestrator import Orchestrator
     from agent.outbox.store import Outbox
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ import msgspec
 from agent.errors import HubProtocolError, OutstationError
 from agent.files import write_atomically
 from agent.hub.protocol import Manifest, ManifestService, SignedManifest
-from agent.orchestrator.orchestrator import ServiceSpec
+from agent.orchestrator.model import ServiceSpec
 from agent.paths import Paths
 
 log = logging.getLogger(__name__)
