@@ -1,0 +1,221 @@
+"""The overview: the fleet as an annunciator panel, what needs attention, and a fresh portal's first steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from portal.bus import Event, catalog_topic, nodes_topic
+from portal.faults.panel import FaultList
+from portal.faults.views import FaultView
+from portal.flows.views import FlowView
+from portal.nodes.pages import add_node
+from portal.nodes.status import condition
+from portal.nodes.views import AnnouncementView, NodeView
+from portal.web.components import Button, Drawing, Moment, Tag, empty, panel, status
+from portal.web.icons import MarkKind, icon
+from portal.web.shell import page, page_head
+from portal.web.visit import Visit
+from portal.work import Work
+
+FLEET_LIMIT = 1000
+"""So many nodes have a window; the list of nodes has them all."""
+PART = 200
+_ORDER: dict[MarkKind, int] = {"fault": 0, "warn": 1, "busy": 2, "good": 3, "idle": 4, "off": 5}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What the overview shows, read in one transaction."""
+
+    nodes: list[NodeView]
+    more: bool
+    faults: list[FaultView]
+    flows: list[FlowView]
+    services: int
+    announcements: list[AnnouncementView]
+
+    @classmethod
+    async def read(cls, work: Work) -> Picture:
+        """Read it."""
+        nodes: list[NodeView] = []
+        after: str | None = None
+        while len(nodes) < FLEET_LIMIT:
+            part = await work.nodes.list(limit=PART, after=after)
+            nodes.extend(part.items)
+            after = part.next
+            if after is None:
+                break
+        return cls(
+            nodes=nodes,
+            more=after is not None,
+            faults=(await work.faults.list(limit=8)).items,
+            flows=(await work.flows.list(limit=PART)).items,
+            services=len((await work.services.list(limit=PART)).items),
+            announcements=await work.nodes.announcements(),
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether some flow runs a service on some node."""
+        return any(
+            flow.enabled and activity.enabled and activity.nodes for flow in self.flows for activity in flow.activities
+        )
+
+
+@page("/", title="Overview", section="overview")
+async def overview_page(visit: Visit) -> None:
+    """How the fleet is."""
+    with page_head("Overview") as acts:
+        if visit.may("operator"):
+            with acts:
+                Button("Add a node", lambda: add_node(visit), drawing="plus")
+    shown = OverviewShown(visit)
+    organization = visit.caller.organization_id
+    await visit.watch(nodes_topic(organization), catalog_topic(organization), then=shown.happened)
+    await shown.refresh()
+
+
+class OverviewShown:
+    """The parts of the page, each drawn again only when what it shows has changed."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+        self._drawn: dict[str, Any] = {}
+        self._steps = Tag("div", "", "above")
+        with Tag("div", "", "stack stack-wide"):
+            with Tag("section", "", "panel", aria_label="Numbers"):
+                self._numbers = Tag("div", "", "readouts")
+            with panel("Fleet", flush=True) as self._fleet_aside:
+                self._fleet = Tag("div", "", "annunciator")
+            with Tag("div", "", "columns columns-even"):
+                with panel("Needs attention", flush=True):
+                    self._attention = Tag("div", "", "list rows-faults")
+                with panel("Recent faults", flush=True):
+                    self._faults = FaultList(node_names=True)
+
+    async def happened(self, events: Sequence[Event]) -> None:
+        """Show what changed."""
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read everything again and draw what differs."""
+        async with self._visit.reading() as work:
+            now = await Picture.read(work)
+        steps = (bool(now.nodes), now.running)
+        self._draw("steps", steps, self._steps, lambda: self._draw_steps(*steps))
+        online = sum(node.online for node in now.nodes)
+        faults = sum(node.faults for node in now.nodes)
+        numbers = (online, len(now.nodes), now.more, faults, now.services, len(now.flows))
+        self._draw("numbers", numbers, self._numbers, lambda: self._draw_numbers(*numbers))
+        self._draw(
+            "fleet",
+            [(node.id, node.name, condition(node)) for node in now.nodes],
+            self._fleet,
+            lambda: self._draw_fleet(now),
+        )
+        attention = [node for node in now.nodes if condition(node)[0] in ("fault", "warn")]
+        self._draw(
+            "attention", (attention, now.announcements), self._attention, lambda: self._draw_attention(attention, now)
+        )
+        self._faults.show(now.faults)
+
+    def _draw(self, part: str, state: Any, place: Tag, draw: Any) -> None:
+        if part in self._drawn and self._drawn[part] == state:
+            return
+        self._drawn[part] = state
+        place.clear()
+        with place:
+            draw()
+
+    def _draw_steps(self, has_node: bool, runs: bool) -> None:
+        if has_node and runs:
+            return
+        with panel("First steps", flush=True), Tag("ol", "", "steps"):
+            self._step(
+                1, "Enrol a node", "Run one command on a Raspberry Pi.", done=has_node, next_one=not has_node,
+                label="Add a node", act=lambda: add_node(self._visit),
+            )  # fmt: skip
+            self._step(
+                2, "Assign a service", "Take ReadGPIO from the library, or write your own, and put it into a flow.",
+                done=runs, next_one=has_node, label="Choose a service", to="/services",
+            )  # fmt: skip
+            self._step(
+                3, "See readings", "Turn the node's console on, and watch the readings arrive at your hub.",
+                done=False, next_one=False, label="Open the console", to="/console",
+            )  # fmt: skip
+
+    def _step(
+        self,
+        number: int,
+        title: str,
+        text: str,
+        *,
+        done: bool,
+        next_one: bool,
+        label: str,
+        act: Any = None,
+        to: str = "",
+    ) -> None:
+        with Tag("li", "", "step" + (" step-done" if done else " step-next" if next_one else "")):
+            with Tag("span", "", "step-number", aria_hidden="true"):
+                if done:
+                    Drawing(icon("check"))
+                else:
+                    Tag("span", str(number))
+            with Tag("div"):
+                Tag("h3", f"{title}{' (done)' if done else ''}")
+                Tag("p", text, "muted small")
+            if not done:
+                Button(label, act, kind="primary" if next_one else "", to=to)
+
+    def _draw_numbers(self, online: int, nodes: int, more: bool, faults: int, services: int, flows: int) -> None:
+        self._number(f"{online}", f"of {nodes}{'+' if more else ''} nodes online", "/nodes?status=online")
+        self._number(str(faults), "faults in 24 hours", "")
+        self._number(str(services), "service" if services == 1 else "services", "/services")
+        self._number(str(flows), "flow" if flows == 1 else "flows", "/flows")
+
+    def _number(self, value: str, label: str, address: str) -> None:
+        with Tag("a" if address else "div", "", "readout", href=address or None):
+            Tag("span", value, "readout-value")
+            Tag("span", label, "readout-label")
+
+    def _draw_fleet(self, now: Picture) -> None:
+        if not now.nodes:
+            with (
+                Tag("div", "", "annunciator-fill").style("grid-column: 1 / -1"),
+                empty("No node yet.", "Each node gets a window here: quiet while all is well, lit when it is not."),
+            ):
+                if self._visit.may("operator"):
+                    Button("Add a node", lambda: add_node(self._visit), kind="primary", drawing="plus")
+            return
+        for node in sorted(now.nodes, key=lambda each: (_ORDER[condition(each)[0]], each.name)):
+            kind, word = condition(node)
+            with Tag("a", "", f"window window-{kind}", href=f"/nodes/{node.id}"):
+                Tag("span", node.name, "window-name clip")
+                status(kind, word)
+
+    def _draw_attention(self, nodes: Sequence[NodeView], now: Picture) -> None:
+        for each in now.announcements:
+            with Tag("div", "", "row"):
+                status("busy", "")
+                with Tag("div"):
+                    Tag("a", each.host_name, "row-title link", href="/nodes")
+                    Tag("div", "waits to be claimed", "muted small")
+                with Tag("span", "", "muted small"):
+                    Moment(each.announced_at)
+        for node in nodes:
+            kind, word = condition(node)
+            with Tag("div", "", "row"):
+                status(kind, "")
+                with Tag("div", "", "clip"):
+                    Tag("a", node.name, "row-title link clip", href=f"/nodes/{node.id}")
+                    Tag("div", word, "muted small")
+                with Tag("span", "", "muted small"):
+                    Moment(node.last_seen_at if not node.online else node.presence_since)
+        if not nodes and not now.announcements:
+            if now.nodes:
+                empty("All is well.", "Nodes that go offline, fail to deploy or report faults are named here.")
+            else:
+                empty("Nothing yet.", "Nodes that want to be looked at are named here.")
