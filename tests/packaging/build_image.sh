@@ -109,7 +109,7 @@ podman run --detach --name outstation-test-portal "${sealed[@]}" --volume outsta
 link=$(timeout 60 podman logs --follow outstation-test-portal 2>&1 | grep --line-buffered -m 1 -oE 'https?://[^ ]+/setup\?token=[^ ]+') ||
     fail "the portal printed no set-up link in 60 s"
 say "the portal is up"
-code=$(python3 "$here/portal_client.py" "$link")
+code=$(python3 "$here/portal_client.py" "$link" code)
 podman run --rm "${sealed[@]}" --volume outstation-test-agent:/var/lib/outstation outstation-agent \
     enroll "http://127.0.0.1:$port" --code "$code" --name container-test
 podman run --detach --name outstation-test-agent "${sealed[@]}" --volume outstation-test-agent:/var/lib/outstation \

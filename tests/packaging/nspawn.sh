@@ -3,7 +3,7 @@
 # Boots a throw-away Debian with systemd as PID 1, in which systemd/install made a portal and a node of this checkout.
 # Prints "booting" when all is installed; SIGTERM powers the machine off; nothing of it stays but the cached base system.
 #
-# Needs root, mmdebstrap and systemd-nspawn. Network: the host's.
+# Needs root, mmdebstrap and systemd-nspawn. While installing it uses the network of the host; booted it has none but loopback.
 # OUTSTATION_TEST_CACHE: where the base system is kept (default /var/tmp/outstation-tests).
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
@@ -49,7 +49,7 @@ boot() {
     umount -R "$root/proc" "$root/dev"
     echo booting
     # systemd-nspawn powers the machine off on SIGTERM.
-    exec systemd-nspawn --quiet --directory="$root" --register=no --keep-unit --console=read-only --boot \
+    exec systemd-nspawn --quiet --directory="$root" --register=no --keep-unit --private-network --console=read-only --boot \
         systemd.show_status=0 </dev/null
 }
 

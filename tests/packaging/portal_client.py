@@ -1,42 +1,62 @@
-"""What a person does in a browser to enrol a node, for places with nothing but Python: prints a verification code.
+"""What a person does in a browser, for places with nothing but Python's own library.
 
-Usage: portal_client.py SETUP_LINK, the one-time link that the portal printed.
+Usage: portal_client.py SETUP_LINK code               print a verification code
+       portal_client.py SETUP_LINK assign NODE NAME   let NODE run the library's service NAME
+
+SETUP_LINK is the one-time link that the portal printed; the first use makes the person.
 """
 
 import http.cookiejar
 import json
 import ssl
 import sys
+import urllib.error
 import urllib.request
 from urllib.parse import parse_qs, urlsplit
 
 PERSON = {"name": "tester", "password": "correct-horse-battery-staple"}
 
 
-def main(link: str) -> None:
-    parts = urlsplit(link)
-    # The test's portal has made its certificate itself; what is tested here is how it is started.
-    trusting = ssl.create_default_context()
-    trusting.check_hostname = False
-    trusting.verify_mode = ssl.CERT_NONE
-    opener = urllib.request.build_opener(
-        urllib.request.HTTPSHandler(context=trusting),
-        urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()),
-    )
+class Portal:
+    def __init__(self, link: str) -> None:
+        self._link = urlsplit(link)
+        # The portal has made its certificate itself, and that is not what is tested with this.
+        trusting = ssl.create_default_context()
+        trusting.check_hostname = False
+        trusting.verify_mode = ssl.CERT_NONE
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=trusting),
+            urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()),
+        )
 
-    def post(path: str, body: dict[str, str]) -> dict[str, str]:
+    def sign_in(self) -> None:
+        try:
+            self.post("/api/session", PERSON)
+        except urllib.error.HTTPError:
+            self.post("/api/setup", {"token": parse_qs(self._link.query)["token"][0], **PERSON})
+            self.post("/api/session", PERSON)
+
+    def post(self, path: str, body: dict[str, object]) -> dict[str, str]:
         request = urllib.request.Request(
-            f"{parts.scheme}://{parts.netloc}{path}",
+            f"{self._link.scheme}://{self._link.netloc}{path}",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        with opener.open(request, timeout=20) as answer:
+        with self._opener.open(request, timeout=20) as answer:
             return json.loads(answer.read() or b"{}")
 
-    post("/api/setup", {"token": parse_qs(parts.query)["token"][0], **PERSON})
-    post("/api/session", PERSON)
-    print(post("/api/verification-codes", {})["code"])
+
+def main(link: str, command: str, *arguments: str) -> None:
+    portal = Portal(link)
+    portal.sign_in()
+    if command == "code":
+        print(portal.post("/api/verification-codes", {})["code"])  # noqa: T201 - its answer
+    else:
+        node, name = arguments
+        service = portal.post("/api/services", {"name": name, "file": f"{name}.py", "from": f"library:{name}"})
+        activity = {"service_id": service["id"], "host": node, "static": {}}
+        portal.post("/api/flows", {"name": name, "activities": [activity]})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
