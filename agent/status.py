@@ -64,7 +64,7 @@ def render_status(status: dict[str, Any], *, colour: bool) -> str:
         text = f"{sink['acknowledged']} acknowledged" + (f"; {sink['last_error']}" if sink["last_error"] else "")
         lines.append(f"  sink      {mark} {sink['name']}: {text}")
     outbox = status["outbox"]
-    lines.append(f"  outbox    {outbox['depth']} waiting, {_size(outbox['size_bytes'])} on disk")
+    lines.append(f"  outbox    {outbox['depth']} waiting, {_size(outbox['bytes'])} on disk")
     services = status["services"]
     if not services:
         lines.append("  services  none: assign one to this node in the portal under Flows")

@@ -6,20 +6,18 @@ methods and cloud-to-device messages, as actions of services.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from agent.outbox.message import Submission
 from agent.outbox.sinks.cloud import CloudEvent, CloudMessage, MethodAnswer, MethodCall, TwinUpdate
-from services.sdk.payload import encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agent.orchestrator.orchestrator import Orchestrator
-
     from agent.orchestrator.model import ServiceStatus
+    from agent.orchestrator.orchestrator import Orchestrator
 
 log = logging.getLogger(__name__)
 
@@ -28,45 +26,43 @@ METHOD_TIMEOUT_SECONDS = 25.0
 
 
 class Com:
-    """Routes cloud events to services.
-
-    Args:
-        submit: stores a message in the outbox.
-    """
+    """Routes cloud events to services."""
 
     id: ClassVar[str] = "com"
-    actions: ClassVar[frozenset[str]] = frozenset({"submit", "report"})
+    actions: ClassVar[frozenset[str]] = frozenset({"report"})
 
-    def __init__(self, submit: Callable[[Submission], Awaitable[int]]) -> None:
-        self._submit = submit
+    def __init__(self) -> None:
         self._orchestrator: Orchestrator | None = None
         self._report: Callable[[dict[str, Any]], Awaitable[None]] | None = None
         self._twin: dict[str, Any] | None = None
+        self._told: dict[str, int | None] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     def connect(self, orchestrator: Orchestrator, *, report: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
         """Say who runs the services, and who writes reported properties."""
         self._orchestrator = orchestrator
         self._report = report
 
-    async def handle(self, source: str, action: str, payload: Any) -> Any:
-        """`submit`: as SubmitMessage. `report`: a patch of the device twin's reported properties."""
-        if action == "submit":
-            message = encode(payload)
-            await self._submit(
-                Submission(
-                    service=source,
-                    payload=message.content,
-                    content_type=message.content_type,
-                    content_encoding=message.content_encoding,
-                )
-            )
-        elif self._report is not None and isinstance(payload, dict):
-            await self._report(payload)
+    async def handle(self, source: str, action: str, payload: Any) -> None:
+        """`report`: a patch of the device twin's reported properties.
 
-    async def service_running(self, status: ServiceStatus) -> None:
-        """Give a service that has just started the twin that the others have seen already."""
-        if self._orchestrator is not None and self._twin is not None:
-            await self._orchestrator.send("com", status.id, "StateUpdate", self._twin)
+        Raises ConnectionError while no IoT Hub is connected, TypeError for a patch that is not a dict.
+        """
+        if not isinstance(payload, dict):
+            raise TypeError(f"{source} sent com a {type(payload).__name__}; `{action}` takes a dict of properties.")
+        assert self._report is not None
+        await self._report(payload)
+
+    def service_state(self, status: ServiceStatus) -> None:
+        """Give a service that has just started the twin that the others have seen already. On the loop only."""
+        if status.state != "running":
+            self._told.pop(status.id, None)
+        elif self._twin is not None and self._told.get(status.id) != status.pid:
+            self._told[status.id] = status.pid
+            assert self._orchestrator is not None
+            task = asyncio.create_task(self._orchestrator.send("com", status.id, "StateUpdate", self._twin))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     async def cloud_event(self, event: CloudEvent) -> MethodAnswer | None:
         """Hand on what came back from the cloud; the answer counts for a method."""
@@ -80,9 +76,10 @@ class Com:
         return None
 
     async def _twin_updated(self, update: TwinUpdate) -> None:
+        assert self._orchestrator is not None
         self._twin = {"desired": update.desired, "reported": update.reported}
-        if self._orchestrator is not None:
-            await self._orchestrator.broadcast("StateUpdate", self._twin)
+        self._told = {status.id: status.pid for status in self._orchestrator.statuses() if status.state == "running"}
+        await self._orchestrator.broadcast("StateUpdate", self._twin)
 
     async def _message_received(self, message: CloudMessage) -> None:
         # Its properties `service` and `action` say whom it is for; without them it is for all, as `Process`.

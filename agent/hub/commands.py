@@ -14,12 +14,13 @@ import msgspec
 from agent.errors import HubError, HubProtocolError, HubUnreachableError
 from agent.hub.protocol import SignedManifest
 from agent.orchestrator.deployments import DeploymentError, Deployments
-from agent.settings import IotHubSettings, SignIn, store_settings
+from agent.settings import SignIn, store_settings
 
 if TYPE_CHECKING:
     from agent.hub.reporter import Reporter
     from agent.hub.session import HubSession
     from agent.orchestrator.orchestrator import Orchestrator
+    from agent.outbox.sinks.runner import Sinks
     from agent.paths import Paths
 
 log = logging.getLogger(__name__)
@@ -31,18 +32,10 @@ class Commands:
     Args:
         stored: the settings of the last sign-in, None before the first.
         restart: begins the agent anew.
-        set_iot_hub: says where the Azure sink is to send.
     """
 
     def __init__(
-        self,
-        paths: Paths,
-        deployments: Deployments,
-        *,
-        stored: SignIn | None,
-        restart: Callable[[], None],
-        set_iot_hub: Callable[[IotHubSettings | None], None],
-        restart_com: Callable[[], None],
+        self, paths: Paths, deployments: Deployments, *, stored: SignIn | None, restart: Callable[[], None]
     ) -> None:
         self.settings = stored
         self.deployment = ""
@@ -51,17 +44,16 @@ class Commands:
         self._paths = paths
         self._deployments = deployments
         self._restart = restart
-        self._set_iot_hub = set_iot_hub
-        self._restart_com = restart_com
         self._session: HubSession
         self._orchestrator: Orchestrator
         self._reporter: Reporter
+        self._sinks: Sinks
         # One deployment at a time: a second one waits and then finds what the first has staged.
         self._deploying = asyncio.Lock()
 
-    def connect(self, session: HubSession, orchestrator: Orchestrator, reporter: Reporter) -> None:
+    def connect(self, session: HubSession, orchestrator: Orchestrator, reporter: Reporter, sinks: Sinks) -> None:
         """Register the commands, and say whom they concern."""
-        self._session, self._orchestrator, self._reporter = session, orchestrator, reporter
+        self._session, self._orchestrator, self._reporter, self._sinks = session, orchestrator, reporter, sinks
         for target, handler in {
             "ping": self._ping,
             "restart": self._restart_agent,
@@ -79,13 +71,15 @@ class Commands:
         """What `get_settings()` returns, also when the node has never been online since boot."""
         return self.settings.for_services() if self.settings else {}
 
-    async def start_stored(self) -> None:
+    def use_stored_settings(self) -> None:
+        """Go on with what the portal said last, before it is reached."""
+        if self.settings is not None:
+            self._sinks.set_iot_hub(self.settings.iot_hub)
+
+    async def start_stored_deployment(self) -> None:
         """Start what was deployed last, without a network."""
-        if self.settings is None:
-            return
-        self._set_iot_hub(self.settings.iot_hub)
         manifest = self._deployments.load()
-        if manifest is not None and self.settings.active:
+        if manifest is not None and (self.settings is None or self.settings.active):
             self.deployment = manifest.deployment
             await self._orchestrator.apply(self._deployments.specs(manifest))
 
@@ -99,7 +93,7 @@ class Commands:
     def _take_settings(self, settings: SignIn) -> None:
         self.settings = settings
         store_settings(self._paths, settings)
-        self._set_iot_hub(settings.iot_hub)
+        self._sinks.set_iot_hub(settings.iot_hub)
 
     async def _deploy(self, signed: SignedManifest | None) -> None:
         async with self._deploying:
@@ -165,7 +159,7 @@ class Commands:
         self._restart()
 
     async def _restart_sinks(self, *_: Any) -> None:
-        self._restart_com()
+        self._sinks.restart()
 
     async def _ping(self, who: str = "", *_: Any) -> None:
         assert self.settings is not None

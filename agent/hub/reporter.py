@@ -7,7 +7,10 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from agent import __version__
 from agent.clock import Clock
@@ -31,7 +34,8 @@ STATES_PAUSE_SECONDS = 0.1
 class Reporter:
     """Reports while there is a connection; what must not be lost goes through the outbox instead (`deliver_faults`)."""
 
-    def __init__(self, session: HubSession, outbox: Outbox, *, clock: Clock) -> None:
+    def __init__(self, session: HubSession, outbox: Outbox, *, state: Path, clock: Clock) -> None:
+        self._state = state
         self._session = session
         self._outbox = outbox
         self._clock = clock
@@ -64,10 +68,10 @@ class Reporter:
 
     async def facts(self) -> dict[str, Any]:
         """The machine and the agent, measured now."""
-        machine = await asyncio.to_thread(facts.machine_facts)
+        machine = await asyncio.to_thread(facts.read_facts, self._state, clock=self._clock)
         stats = self._outbox.stats()
         return {
-            **machine,
+            **msgspec.to_builtins(machine),
             "agentVersion": __version__,
             "outbox": {"depth": stats.depth, "bytes": stats.bytes, "limitBytes": stats.limit_bytes},
         }

@@ -154,7 +154,7 @@ class HubSession:
         challenge = protocol.sign_in_challenge(
             connection_id=connection.connection_id, nonce=connection.nonce, node_name=self._identity.node_name
         )
-        host = await asyncio.to_thread(facts.host_addresses)
+        ip_addresses, mac_addresses = await asyncio.to_thread(lambda: (facts.ip_addresses(), facts.mac_addresses()))
         await connection.send(
             "signInAsync",
             protocol.sign_in_request(
@@ -164,8 +164,8 @@ class HubSession:
                 machine_name=socket.gethostname(),
                 agent_version=__version__,
                 platform=f"{platform.system()} {platform.machine()}",
-                ip_addresses=host.ip_addresses,
-                mac_addresses=host.mac_addresses,
+                ip_addresses=ip_addresses,
+                mac_addresses=mac_addresses,
                 signature=self._identity.sign(challenge),
                 wall=self._clock.wall(),
             ),

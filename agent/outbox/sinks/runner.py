@@ -1,0 +1,191 @@
+"""The sinks of this node: which there are, and that they run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent.clock import Clock
+from agent.config import AzureSinkConfig, MqttSinkConfig, SinksConfig
+from agent.errors import ConfigError, OutstationError, StorageError
+from agent.outbox.feed import Feed
+from agent.outbox.sinks.azure import AzureSettings, AzureSink
+from agent.outbox.sinks.base import Sink, SinkStatus
+from agent.outbox.sinks.cloud import CloudHandler
+from agent.outbox.store import Outbox
+from agent.secret import Secret
+from agent.settings import IotHubSettings
+
+log = logging.getLogger(__name__)
+
+FAILED_PAUSE_SECONDS = 10.0
+
+
+class Sinks:
+    """Runs every sink that the operator or the portal set up, each with its own place in the outbox.
+
+    The operator's configuration beats what the portal says. On the loop only.
+
+    Args:
+        portal: the sink to the portal, which is always there.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        config: SinksConfig,
+        *,
+        portal: Sink,
+        node: str,
+        clock: Clock,
+        on_cloud_event: CloudHandler,
+    ) -> None:
+        self._outbox = outbox
+        self._config = config
+        self._portal = portal
+        self._node = node
+        self._clock = clock
+        self._on_cloud_event = on_cloud_event
+        self._running: dict[str, tuple[Sink, asyncio.Task[None]]] = {}
+        self._azure: AzureSettings | None = None
+        self._azure_running: AzureSettings | None = None
+        self._portal_has_said = False
+        self._restart_wanted = False
+        self._changed = asyncio.Event()
+        if config.azure is not None:
+            self._azure = _azure_settings(config.azure)
+
+    def set_iot_hub(self, settings: IotHubSettings | None) -> None:
+        """Send to the IoT Hub that the portal names, or to none; a connection string that is none is logged."""
+        self._portal_has_said = True
+        if self._config.azure is None:
+            try:
+                self._azure = None if settings is None else _assigned_settings(settings)
+            except ConfigError as error:
+                log.error("The portal's IoT Hub cannot be used: %s", error, extra={"action": "iot_hub_refused"})
+        self._changed.set()
+
+    def restart(self) -> None:
+        """Connect every sink anew."""
+        self._restart_wanted = True
+        self._changed.set()
+
+    def statuses(self) -> list[SinkStatus]:
+        """How each stands."""
+        return [sink.status() for sink, _ in self._running.values()]
+
+    async def report(self, patch: dict[str, Any]) -> None:
+        """Patch the device twin's reported properties. Raises ConnectionError while no IoT Hub is connected."""
+        for sink, _ in self._running.values():
+            if isinstance(sink, AzureSink):
+                await sink.report(patch)
+                return
+        raise ConnectionError("This node has no IoT Hub; set its connection string in the portal.")
+
+    async def run(self) -> None:
+        """Run them until cancelled."""
+        try:
+            while True:
+                self._changed.clear()
+                if self._restart_wanted:
+                    self._restart_wanted = False
+                    await self._stop_all()
+                if self._azure != self._azure_running:
+                    await self._stop("azure")
+                self._azure_running = self._azure
+                for name, make in self._wanted().items():
+                    if name not in self._running:
+                        self._start(name, make)
+                # Only the portal's word ends what is kept for a hub: settings that could not be read are no word.
+                if self._portal_has_said or self._config.azure is not None:
+                    await self._outbox.retain_sinks(set(self._wanted()))
+                await self._changed.wait()
+        finally:
+            await self._stop_all()
+
+    def _wanted(self) -> dict[str, Callable[[], Sink]]:
+        wanted: dict[str, Callable[[], Sink]] = {"portal": lambda: self._portal}
+        if (azure := self._azure) is not None:
+            wanted["azure"] = lambda: AzureSink(azure, clock=self._clock, on_cloud_event=self._on_cloud_event)
+        if (mqtt := self._config.mqtt) is not None:
+            wanted["mqtt"] = lambda: _mqtt_sink(mqtt, self._node, self._clock)
+        return wanted
+
+    def _start(self, name: str, make: Callable[[], Sink]) -> None:
+        try:
+            sink = make()
+        except OutstationError as error:
+            # The messages wait in the outbox, and the node's other work goes on.
+            log.error("The sink %s cannot run: %s", name, error, extra={"action": "sink_refused"})
+            return
+        feed = self._outbox.feed(name, sink.kinds)
+        self._running[name] = (sink, asyncio.create_task(_keep(sink, feed), name=f"sink {name}"))
+
+    async def _stop_all(self) -> None:
+        await asyncio.gather(*(self._stop(name) for name in list(self._running)))
+
+    async def _stop(self, name: str) -> None:
+        if name in self._running:
+            _, task = self._running.pop(name)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self._outbox.drop_feed(name)
+
+
+async def _keep(sink: Sink, feed: Feed) -> None:
+    while True:
+        try:
+            await sink.run(feed)
+        except StorageError:
+            return  # the outbox is closed: the agent ends
+        except Exception:
+            # Against its contract; the other sinks and the services have nothing to do with it.
+            log.exception("The sink %s failed; it starts again.", sink.name, extra={"action": "sink_failed"})
+        await asyncio.sleep(FAILED_PAUSE_SECONDS)
+
+
+def _mqtt_sink(config: MqttSinkConfig, clock: Clock) -> Sink:
+    from agent.outbox.sinks.mqtt import MqttSettings, MqttSink  # paho-mqtt only where a broker is set up
+
+    return MqttSink(
+        MqttSettings(
+            host=config.host,
+            port=config.port,
+            tls=config.tls,
+            topic=config.topic,
+            protocol=config.protocol,
+            username=config.username,
+            password=Secret(_read(config.password_file)),
+            certificate_authority_file=config.certificate_authority_file,
+            certificate_file=config.certificate_file,
+            key_file=config.key_file,
+        ),
+        clock=clock,
+    )
+
+
+def _assigned_settings(settings: IotHubSettings) -> AzureSettings:
+    return AzureSettings(
+        connection_string=Secret(settings.connection_string), certificate_authority=settings.certificate_authority
+    )
+
+
+def _azure_settings(config: AzureSinkConfig) -> AzureSettings:
+    return AzureSettings(
+        connection_string=Secret(_read(config.connection_string_file)),
+        hostname=config.hostname,
+        device_id=config.device_id,
+        certificate_file=Path(config.certificate_file) if config.certificate_file else None,
+        key_file=Path(config.key_file) if config.key_file else None,
+        certificate_authority=_read(config.certificate_authority_file),
+    )
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text("utf-8").strip() if file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}.") from error
