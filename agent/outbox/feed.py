@@ -164,8 +164,9 @@ class Feed:
     def _take_in(self, lane: _Lane, rows: list[MessageRow]) -> None:
         for row in rows:
             if not lane.has_room():
+                # The rest stays on the disk until there is room.
                 lane.caught_up = False
-                return
+                break
             lane.push(self._decode(lane.shelf, row))
         self._something.set()
 

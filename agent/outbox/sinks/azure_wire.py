@@ -1,11 +1,12 @@
 """What the Azure sink and its child process say to each other: length-prefixed msgpack over a socket pair.
 
-Parent to child: `Configure` once, then `Send`, `MethodResult`, `Report`, `Stop`. The rest goes the other way. A session is
-one connection; its number is in what belongs to it, because the two sides learn of its end at different moments.
+Parent to child: `Configure` once, then `Send`, `MethodResult`, `Report`, `Stop`. The rest goes the other way. A session
+is one connection; its number is in what belongs to it, because the two sides learn of its end at different moments.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +15,7 @@ HEADER_BYTES: Final = 4
 FRAME_LIMIT_BYTES: Final = 64 << 20
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Record(msgspec.Struct, array_like=True, tag=True):
     """The root of the records."""
 
 
@@ -79,6 +80,12 @@ class Connected(Record):
     session: int
 
 
+class Draining(Record):
+    """This session takes no more messages; it ends when those on their way are confirmed."""
+
+    session: int
+
+
 class Disconnected(Record):
     """A session or an attempt ended."""
 
@@ -104,6 +111,7 @@ class Refused(Record):
 class Twin(Record):
     """The whole device twin."""
 
+    session: int
     desired: dict[str, Any]
     reported: dict[str, Any]
 
@@ -111,6 +119,7 @@ class Twin(Record):
 class DesiredPatch(Record):
     """A change of the desired properties, with their `$version`."""
 
+    session: int
     patch: dict[str, Any]
 
 
@@ -147,10 +156,32 @@ class Trouble(Record):
 
 ToChild = Configure | Send | MethodResult | Report | Stop
 ToParent = (
-    Connected | Disconnected | Confirmed | Refused | Twin | DesiredPatch | Method | Received | Reported | Trouble
+    Connected
+    | Draining
+    | Disconnected
+    | Confirmed
+    | Refused
+    | Twin
+    | DesiredPatch
+    | Method
+    | Received
+    | Reported
+    | Trouble
 )
 
 _encoder = msgspec.msgpack.Encoder()
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """The next record, still encoded; None when the other side is gone."""
+    try:
+        header = await reader.readexactly(HEADER_BYTES)
+        length = int.from_bytes(header, "big")
+        if length > FRAME_LIMIT_BYTES:
+            raise ValueError(f"A record of {length} bytes on the Azure sink's socket; at most {FRAME_LIMIT_BYTES}.")
+        return await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
 
 
 def frame(record: Record) -> bytes:
