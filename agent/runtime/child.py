@@ -16,6 +16,8 @@ import threading
 import time
 import traceback
 import types
+from collections.abc import Callable
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -50,6 +52,8 @@ LOCK_SECONDS = 8.0
 CANCEL_SECONDS = 1.0
 """How long tasks may take to end after they were cancelled."""
 STATUS_CRASHED = 1
+STATUS_FAILED = 70
+"""A fault of ours (EX_SOFTWARE)."""
 STATUS_ORPHANED = 75
 """The agent is gone (EX_TEMPFAIL)."""
 
@@ -78,11 +82,14 @@ def main(link: socket.socket, output: int, lifeline: int) -> int:
         return loop.run_until_complete(process.run(link))
     except SystemExit as request:
         return _status_of(request)
+    except Exception:  # noqa: BLE001 - the process's edge: the agent reads the traceback from the output
+        traceback.print_exc()
+        return STATUS_FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
-        # Not `loop.close()` and not the interpreter's own end: both wait for threads and tasks of the service, which may
-        # never end. Exit handlers run: gpiozero's put outputs back.
+        # Not `loop.close()` and not the interpreter's own end: both wait for threads and tasks of the service, which
+        # may never end. Exit handlers run: gpiozero's put outputs back.
         process.push_out()
         with contextlib.suppress(BaseException):
             atexit._run_exitfuncs()
@@ -151,9 +158,7 @@ class ServiceProcess:
         link.write(Hello(self._producer))
         await self._proceed
         life = self._loop.create_task(self._live(begin))
-        await asyncio.wait((life, self._stop, self._crash), return_when=asyncio.FIRST_COMPLETED)
-        if life.done() and (error := life.exception()) is not None:
-            raise error
+        await asyncio.wait((self._stop, self._crash), return_when=asyncio.FIRST_COMPLETED)
         if self._crash.done() and not self._stop.done():
             link.write(self._crash.result())
             link.flush()
@@ -222,7 +227,7 @@ class ServiceProcess:
     def _run_service(self, service_id: str, service: BaseService) -> None:
         assert self._link is not None
         self._services[service_id] = service
-        start = self._loop.create_task(service.Start(), name=f"{service_id} Start")
+        start = self._loop.create_task(_settle(service.Start), name=f"{service_id} Start")
         self._starts.add(start)
         start.add_done_callback(self._started)
         self._link.write(Ready(service_id))
@@ -317,13 +322,13 @@ class ServiceProcess:
 
     async def _stop_service(self, service_id: str, service: BaseService) -> None:
         try:
-            await service.Stop()
+            await _settle(service.Stop)
         except Exception as error:  # noqa: BLE001 - the service's boundary
             self._report(f"{service_id}.Stop raised {type(error).__name__}: {error}", error)
 
     def _agent_gone(self, _error: frames.FrameError | None) -> None:
         """The connection has ended: save what is not in the outbox, and go."""
-        if self._stop.done() and self._link is not None and self._link.closing:
+        if self._link is not None and self._link.closing:
             return
         self._save()
         os._exit(STATUS_ORPHANED)
@@ -373,6 +378,13 @@ class ServiceProcess:
     def _note(self, text: str) -> None:
         if self._runtime is not None:
             self._runtime.post(frames.Log("", "warning", text))
+
+
+async def _settle(method: Callable[[], Any]) -> None:
+    """Call what should be a coroutine function and may be a plain one."""
+    result = method()
+    if isawaitable(result):
+        await result
 
 
 def _kept(begin: Begin) -> Begin:

@@ -35,6 +35,7 @@ from agent.runtime.frames import (
     Subscribe,
     decode_payload,
     encode_payload,
+    window_cost,
 )
 from services.sdk.base_service import BaseService
 from services.sdk.errors import RequestFailedError, SubmissionRefusedError, UnknownServiceError
@@ -55,7 +56,7 @@ class _Window:
 
     def __init__(self) -> None:
         self.free = WINDOW
-        self.waiting: deque[tuple[Frame, asyncio.Future[None]]] = deque()
+        self.waiting: deque[tuple[Frame, int, asyncio.Future[None]]] = deque()
 
 
 class NodeRuntime:
@@ -82,7 +83,7 @@ class NodeRuntime:
         self._requests: dict[int, asyncio.Future[Any]] = {}
         self._last_request = 0
         self._subscriptions: list[tuple[str, Handler]] = []
-        # Submissions, in order: all that is not acknowledged is in `_pending`; of that, what is not written in `_unsent`.
+        # In order: all submissions that are not acknowledged, and those of them that are not written yet.
         self._pending: dict[int, tuple[Submit, asyncio.Future[None]]] = {}
         self._unsent: deque[Submit] = deque()
         self._last_submission = 0
@@ -224,11 +225,11 @@ class NodeRuntime:
         window = self._windows.get(frame.destination)
         if window is None:
             return
-        window.free += frame.count
-        while window.waiting and window.free:
-            waiting, future = window.waiting.popleft()
+        window.free += frame.cost
+        while window.waiting and window.free > 0:
+            waiting, cost, future = window.waiting.popleft()
             if not future.cancelled():
-                window.free -= 1
+                window.free -= cost
                 self._link.write(waiting)
                 future.set_result(None)
         if window.free >= WINDOW:
@@ -284,16 +285,17 @@ class NodeRuntime:
     def _send(self, frame: Action) -> Awaitable[None]:
         return self._enter_window(frame.destination, frame)
 
-    def _enter_window(self, destination: str, frame: Frame) -> Awaitable[None]:
+    def _enter_window(self, destination: str, frame: Action | Publish) -> Awaitable[None]:
         window = self._windows.get(destination)
         if window is None:
             window = self._windows[destination] = _Window()
-        if window.free:
-            window.free -= 1
+        cost = window_cost(frame.payload)
+        if window.free > 0:
+            window.free -= cost
             self._link.write(frame)
             return DONE
         future: asyncio.Future[None] = self.loop.create_future()
-        window.waiting.append((frame, future))
+        window.waiting.append((frame, cost, future))
         return future
 
     def _write_submission(self, frame: Submit) -> None:

@@ -32,6 +32,8 @@ from services.sdk.queue_message import QueueMessage
 
 _TURN_SECONDS = 0.005
 _WARNED_LIMIT = 1000
+_NOT_LAST = -2
+"""The delivery number of an event that goes to a further handler of this process."""
 
 Handler = Callable[[QueueMessage], Any]
 
@@ -69,7 +71,7 @@ class Deliveries:
         # The agent counts one delivery: the last handler finishes it.
         for position, handler in enumerate(handlers, 1):
             message = QueueMessage(frame.source, self._runtime.service_id, frame.topic, payload)
-            self._queue.append((message, handler, 0 if position == len(handlers) else -1))
+            self._queue.append((message, handler, 0 if position == len(handlers) else _NOT_LAST))
         if not handlers:
             self._finish()
         elif self._pump is None:
@@ -141,7 +143,7 @@ class Deliveries:
                 "".join(traceback.format_exception(failure)),
             )
         finally:
-            if delivery != -1:
+            if delivery != _NOT_LAST:
                 self._finish()
         if delivery > 0:
             self._reply(message, delivery, error, result)

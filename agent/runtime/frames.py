@@ -20,7 +20,10 @@ FRAME_LIMIT_BYTES = 2 * 1024 * 1024
 PAYLOAD_LIMIT_BYTES = 1024 * 1024
 """What one service may send to another in one message."""
 WINDOW = 1000
-"""Messages of one sender to one destination that the router has not yet put into the destination's mailbox."""
+"""What one sender may have under way to one destination before the router has put it into the destination's mailbox;
+a message costs 1, and 1 more for each KiB."""
+BROADCAST = -1
+"""The delivery number of what goes to everybody who has the method."""
 SUBMISSION_WINDOW = 1000
 """Submissions of one process that are on their way to the outbox."""
 
@@ -30,7 +33,7 @@ _DIRECT_WINDOW_SECONDS = 0.001
 _FLUSH_BYTES = 64 * 1024
 
 Level = Literal["debug", "info", "warning", "error", "status"]
-ErrorCode = Literal["unknown", "failed", "ended"]
+ErrorCode = Literal["unknown", "failed"]
 
 
 class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
@@ -155,7 +158,7 @@ class Proceed(msgspec.Struct, array_like=True, tag=29, frozen=True, gc=False):
 
 
 class Deliver(msgspec.Struct, array_like=True, tag=21, frozen=True, gc=False):
-    """Agent → process: a message for a service in it; with a `delivery` number a `Reply` is wanted."""
+    """Agent → process: a message for a service in it; with a `delivery` number above 0 a `Reply` is wanted."""
 
     source: str
     destination: str
@@ -173,10 +176,10 @@ class Event(msgspec.Struct, array_like=True, tag=22, frozen=True, gc=False):
 
 
 class Accepted(msgspec.Struct, array_like=True, tag=23, frozen=True, gc=False):
-    """Agent → process: this many of its messages to `destination` have found their place."""
+    """Agent → process: messages to `destination` that cost so much of its window have found their place."""
 
     destination: str
-    count: int
+    cost: int
 
 
 class Answer(msgspec.Struct, array_like=True, tag=24, frozen=True, gc=False):
@@ -259,6 +262,11 @@ def encode_payload(message: Any) -> msgspec.Raw:
     return msgspec.Raw(encoded)
 
 
+def window_cost(payload: msgspec.Raw) -> int:
+    """What a message costs of its sender's window."""
+    return 1 + (len(payload) >> 10)
+
+
 _payload_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(strict=False)
 
 
@@ -279,7 +287,6 @@ class FrameLink(asyncio.BufferedProtocol):
     Args:
         decoder: for the frames that the peer sends.
         received: called with each frame.
-        received_all: called after the frames of one read, so that answers to many can be one frame.
         closed: called once, with what the peer got wrong, or None when it just went.
         eager: write the first frames of a burst at once instead of at the end of the loop's turn. The service's end
             does, because its code may block the loop right after.
@@ -291,12 +298,10 @@ class FrameLink(asyncio.BufferedProtocol):
         received: Callable[[Any], None],
         closed: Callable[[FrameError | None], None],
         *,
-        received_all: Callable[[], None] | None = None,
         eager: bool = False,
     ) -> None:
         self._decode = decoder.decode
         self._received = received
-        self._received_all = received_all
         self._closed = closed
         self._eager = eager
         self._transport: asyncio.Transport | None = None
@@ -358,8 +363,6 @@ class FrameLink(asyncio.BufferedProtocol):
             self._fail(FrameError(f"a frame of {wanted} bytes is longer than {FRAME_LIMIT_BYTES}"))
             return
         self._make_room(start, end, wanted)
-        if self._received_all is not None:
-            self._received_all()
 
     def _make_room(self, start: int, end: int, wanted: int) -> None:
         left = end - start
