@@ -224,6 +224,9 @@ async def _parse(packet_class: Any, kind: int, flags: int, body: bytes, *, exact
     header = wire.MQTTFixedHeader(kind, flags, len(body))
     try:
         packet = await packet_class.from_stream(BufferReader(body), fixed_header=header)
+        if kind == wire.CONNECT and packet.payload.client_id_is_random:
+            # amqtt makes up a name for a client that has none; IoT Hub refuses it.
+            packet.payload.client_id = ""
         same = not exact or (packet.to_bytes().endswith(body) and header.remaining_length == len(body))
     except (AMQTTError, MQTTError, CodecError, NoDataError, ValueError, struct.error) as error:
         raise ProtocolError(f"packet type {kind} cannot be read: {error}") from error

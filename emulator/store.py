@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -167,7 +168,7 @@ class Store:
     def _run(self) -> None:
         try:
             connection = self._connect()
-        except (sqlite3.Error, StorageError) as error:
+        except (sqlite3.Error, OSError) as error:
             self._tell(_fail, self._opened, _explain(self._path, error))
             return
         self._tell(_succeed, self._opened, None)
@@ -178,6 +179,8 @@ class Store:
             connection.close()
 
     def _connect(self) -> sqlite3.Connection:
+        # It holds device keys; SQLite gives its other files the same mode.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self._path, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -188,7 +191,6 @@ class Store:
                 connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
             else:
                 self._check_version(version)
-            self._path.chmod(0o600)
             self._load(connection)
         except BaseException:
             connection.close()
