@@ -95,7 +95,7 @@ sealed=(--pull=never --read-only --read-only-tmpfs=false --cap-drop=all --securi
     fail "the agent's image does not run as user 10001"
 podman run --rm "${sealed[@]}" outstation-agent version
 podman run --rm "${sealed[@]}" --entrypoint python outstation-agent -c 'import base_service, gpiozero, lgpio, azure.iot.device'
-podman run --rm "${sealed[@]}" --entrypoint sh outstation-agent -c '! command -v uv >/dev/null || uv --version'
+podman run --rm "${sealed[@]}" --entrypoint uv outstation-agent --version
 status=0
 podman run --rm "${sealed[@]}" outstation-agent run >/dev/null 2>&1 || status=$?
 [ $status -eq 26 ] || fail "an agent that is not enrolled ended with status $status, not 26"
@@ -109,9 +109,9 @@ podman run --detach --name outstation-test-portal "${sealed[@]}" --volume outsta
 link=$(timeout 60 podman logs --follow outstation-test-portal 2>&1 | grep --line-buffered -m 1 -oE 'https?://[^ ]+/setup\?token=[^ ]+') ||
     fail "the portal printed no set-up link in 60 s"
 say "the portal is up"
-code=$(python3 "$here/portal_client.py" "$link" code)
+command=$(python3 "$here/portal_client.py" "$link" enrol)
 podman run --rm "${sealed[@]}" --volume outstation-test-agent:/var/lib/outstation outstation-agent \
-    enroll "http://127.0.0.1:$port" --code "$code" --name container-test
+    ${command#outstation } --name container-test
 podman run --detach --name outstation-test-agent "${sealed[@]}" --volume outstation-test-agent:/var/lib/outstation \
     outstation-agent run --gpio simulated >/dev/null
 

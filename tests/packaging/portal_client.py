@@ -1,6 +1,6 @@
 """What a person does in a browser, for places with nothing but Python's own library.
 
-Usage: portal_client.py SETUP_LINK code               print a verification code
+Usage: portal_client.py SETUP_LINK enrol              print the command that the portal shows for a new node
        portal_client.py SETUP_LINK assign NODE NAME   let NODE run the library's service NAME
 
 SETUP_LINK is the one-time link that the portal printed; the first use makes the person.
@@ -49,8 +49,8 @@ class Portal:
 def main(link: str, command: str, *arguments: str) -> None:
     portal = Portal(link)
     portal.sign_in()
-    if command == "code":
-        print(portal.post("/api/verification-codes", {})["code"])  # noqa: T201 - its answer
+    if command == "enrol":
+        print(portal.post("/api/verification-codes", {})["command"])  # noqa: T201 - its answer
     else:
         node, name = arguments
         service = portal.post("/api/services", {"name": name, "file": f"{name}.py", "from": f"library:{name}"})

@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 NODE = "booted-pi"
 AGENT = "outstation-agent.service"
 PORTAL = "outstation-portal.service"
+PORTAL_ENV = "/etc/outstation/portal.env"
 
 pytestmark = [
     pytest.mark.slow,
@@ -110,10 +111,12 @@ def machine(tmp_path_factory) -> Iterator[Machine]:
 @pytest.fixture(scope="module")
 def setup_link(machine) -> str:
     machine.run("systemctl", "is-system-running", "--wait")
-    # `start` returns when the portal has said that it is ready.
-    machine.run("systemctl", "start", PORTAL)
-    found = re.search(r"https?://\S+/setup\?token=\S+", machine.run("journalctl", f"--unit={PORTAL}", "--output=cat"))
-    assert found, machine.run("journalctl", f"--unit={PORTAL}")
+    # Set up for a network, with TLS; but this machine has no name in any.
+    machine.run("sed", "--in-place", "s#^PORTAL_PUBLIC_URL=.*#PORTAL_PUBLIC_URL=https://localhost:8080#", PORTAL_ENV)
+    with machine.following(PORTAL) as journal:
+        machine.run("systemctl", "restart", PORTAL)
+        found = re.search(r"https://\S+/setup\?token=\S+", journal.wait_for(r"/setup\?token="))
+    assert found
     return found[0]
 
 
@@ -127,10 +130,9 @@ def enrolled(machine, setup_link) -> str:
     machine.write("/run/systemd/system/outstation-agent.service.d/test.conf", "[Service]\nWatchdogSec=4s\n")
     machine.write("/etc/outstation/agent.env", "OUTSTATION_GPIO=simulated\n")
     machine.run("systemctl", "daemon-reload")
-    code = client(machine, setup_link, "code")
-    url = setup_link.split("/setup")[0]
+    command = client(machine, setup_link, "enrol")
     with machine.following(AGENT) as journal:
-        machine.run("outstation", "enroll", url, "--code", code, "--name", NODE)
+        machine.run("sh", "-c", f"{command} --name {NODE}")
         journal.wait_for("Started outstation-agent")
     return NODE
 
