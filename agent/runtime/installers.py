@@ -81,6 +81,8 @@ class Uv:
             "NO_COLOR": "1",
             "TMPDIR": str(job.scratch),
             "UV_CACHE_DIR": environ.get("UV_CACHE_DIR") or str(job.cache / "uv"),
+            # Not hard links into the cache: a service that writes into its own packages must not change another's.
+            "UV_LINK_MODE": environ.get("UV_LINK_MODE") or "copy",
             "UV_NO_PROGRESS": "1",
             "UV_PYTHON_DOWNLOADS": "never",
         }

@@ -149,7 +149,7 @@ def draw(pins: Sequence[PinState], *, colour: bool) -> str:
     """Draw the header: level, number and name of each pin, and on the outside how it is used."""
     by_number = {pin.pin: pin for pin in pins}
     uses = {number: _use(state) for number, state in by_number.items()}
-    width = max((len(uses[left]) for left, _ in HEADER if isinstance(left, int)), default=0)
+    width = max(len(uses.get(left, "")) for left, _ in HEADER if isinstance(left, int))
     lines = []
     for row, (left, right) in enumerate(HEADER):
         left_use = uses.get(left, "") if isinstance(left, int) else ""
