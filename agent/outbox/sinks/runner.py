@@ -147,7 +147,7 @@ async def _keep(sink: Sink, feed: Feed) -> None:
         await asyncio.sleep(FAILED_PAUSE_SECONDS)
 
 
-def _mqtt_sink(config: MqttSinkConfig, clock: Clock) -> Sink:
+def _mqtt_sink(config: MqttSinkConfig, node: str, clock: Clock) -> Sink:
     from agent.outbox.sinks.mqtt import MqttSettings, MqttSink  # paho-mqtt only where a broker is set up
 
     return MqttSink(
@@ -159,10 +159,11 @@ def _mqtt_sink(config: MqttSinkConfig, clock: Clock) -> Sink:
             protocol=config.protocol,
             username=config.username,
             password=Secret(_read(config.password_file)),
-            certificate_authority_file=config.certificate_authority_file,
-            certificate_file=config.certificate_file,
-            key_file=config.key_file,
+            certificate_authority_file=_path(config.certificate_authority_file),
+            certificate_file=_path(config.certificate_file),
+            key_file=_path(config.key_file),
         ),
+        node=node,
         clock=clock,
     )
 
@@ -178,10 +179,14 @@ def _azure_settings(config: AzureSinkConfig) -> AzureSettings:
         connection_string=Secret(_read(config.connection_string_file)),
         hostname=config.hostname,
         device_id=config.device_id,
-        certificate_file=Path(config.certificate_file) if config.certificate_file else None,
-        key_file=Path(config.key_file) if config.key_file else None,
+        certificate_file=_path(config.certificate_file),
+        key_file=_path(config.key_file),
         certificate_authority=_read(config.certificate_authority_file),
     )
+
+
+def _path(file: str) -> Path | None:
+    return Path(file) if file else None
 
 
 def _read(file: str) -> str:
