@@ -57,10 +57,16 @@ COPY --from=portal-dependencies /opt/outstation /opt/outstation
 COPY --from=program /opt/outstation /opt/outstation
 LABEL org.opencontainers.image.title="Outstation portal" \
       org.opencontainers.image.description="Nodes, services and flows in the browser"
-ENV PORTAL_HOST=0.0.0.0
+# PORTAL_* variables are the settings; the health check follows them.
+ENV PORTAL_DATA=/var/lib/outstation PORTAL_HOST=0.0.0.0 PORTAL_PORT=8080
 USER 10001:10001
 VOLUME /var/lib/outstation
 EXPOSE 8080
+# The certificate is not looked at: it is for the portal's public name, and this asks it by its loopback address.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["python", "-c", "\
+from os import environ; from ssl import _create_unverified_context; from urllib.request import urlopen; \
+tls = environ.get('PORTAL_SELF_SIGNED', '0') not in ('', '0') or 'PORTAL_CERTIFICATE' in environ; \
+urlopen(f'http{\"s\" * tls}://127.0.0.1:{environ[\"PORTAL_PORT\"]}/api/health', timeout=5, context=_create_unverified_context())"]
 CMD ["portal", "run"]
 
 FROM base AS agent
