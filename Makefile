@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 OUTSTATION_PYTHON ?=
 export OUTSTATION_PYTHON
 
-APT_TEST_PACKAGES := mosquitto chromium
+# What the tests need from the system, as command:package. The second list is for tests that only root can run: they boot a machine.
+TEST_TOOLS := mosquitto:mosquitto chromium:chromium
+ROOT_TEST_TOOLS := systemd-analyze:systemd systemd-nspawn:systemd-container mmdebstrap:mmdebstrap
 
 help: ## list what make can do
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -38,15 +40,17 @@ demo: $(VENV)/.installed-demo ## portal, local IoT Hub and a node on this machin
 
 # --- check -------------------------------------------------------------------------------------------------------
 
-test: install .test-tools lint types ## all checks: lint, types and every test (installs mosquitto and chromium when root)
+test: install .test-tools lint types ## all checks: lint, types and every test (root: installs the apt packages they need)
 	@$(BIN)/pytest
 
 .PHONY: .test-tools
 .test-tools:
-	@missing=; for tool in $(APT_TEST_PACKAGES); do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	[ -z "$$missing" ] && exit 0; \
+	@tools="$(TEST_TOOLS)"; missing=; export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
+	if [ "$$(id -u)" -eq 0 ]; then tools="$$tools $(ROOT_TEST_TOOLS)"; fi; \
+	for tool in $$tools; do command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool#*:}"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
-	    echo "Installing$$missing ..."; export DEBIAN_FRONTEND=noninteractive; \
+	    echo "Installing$$missing ..."; \
 	    apt-get update -q -o DPkg::Lock::Timeout=300 >/dev/null && \
 	    apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 $$missing >/dev/null; \
 	else \
@@ -95,8 +99,8 @@ image: ## build the container images outstation-agent and outstation-portal with
 image-test: ## build both images without an engine's daemon or a registry, and run them (root, Debian, some minutes)
 	@tests/packaging/build_image.sh
 
-test-systemd: install ## boot systemd in a container and see the agent's unit start, be watched and restarted (root, Debian)
-	@$(BIN)/pytest -q tests/packaging/test_systemd_boot.py --run-systemd
+test-systemd: install .test-tools ## the part of make test that boots systemd and sees the units started, watched, restarted (root)
+	@$(BIN)/pytest -q tests/packaging/test_systemd_boot.py
 
 clean: ## remove what make built, the environment too
 	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
