@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from portal.faults.views import FaultView
-from portal.web.components import Drawing, Moment, Tag, empty
-from portal.web.icons import mark
+from portal.web.components import Moment, Tag, empty, mark_only
 
 
 class FaultList:
@@ -31,7 +30,7 @@ class FaultList:
 
     def _fault(self, fault: FaultView) -> None:
         with Tag("div", "", "row"):
-            Drawing(mark("fault"), "mark mark-fault").style("padding-top: 5px")
+            mark_only("fault", "fault")
             with Tag("div", "").style("min-width: 0"):
                 Tag("div", fault.text.strip().splitlines()[0] if fault.text.strip() else "No text", "row-title")
                 with Tag("div", "", "muted small line").style("gap: 0 8px"):

@@ -132,10 +132,9 @@ class FlowShown:
         self._services: dict[str, ServiceDetail] = {}
         self._calculating: asyncio.Task[None] | None = None
         self._settled = flow is None
-        with page_head(flow.name if flow else "New flow", crumb=("Flows", "/flows")) as acts:
+        with page_head(flow.name if flow else "New flow", crumb=("Flows", "/flows")):
             if self._edits:
-                with acts:
-                    Button("Save" if flow else "Create", visit.acting(self._save), kind="primary")
+                Button("Save" if flow else "Create", visit.acting(self._save), kind="primary")
         with Tag("div", "", "columns"):
             with Tag("div", "", "stack stack-wide"):
                 with panel("Flow"), Tag("div", "", "stack"):

@@ -31,10 +31,9 @@ class FlowsShown:
         self._visit = visit
         self._makes = visit.may("operator")
         self._drawn: list[FlowView] | None = None
-        with page_head("Flows", lead="Which services run where, and with which values.") as acts:
+        with page_head("Flows", lead="Which services run where, and with which values."):
             if self._makes:
-                with acts:
-                    Button("New flow", to="/flows/new", kind="primary", drawing="plus")
+                Button("New flow", to="/flows/new", kind="primary", drawing="plus")
         with Tag("section", "", "panel", aria_label="Flows"):
             with Tag("div", "", "console-bar"), Tag("div", "", "grow"):
                 self._search = TextField(

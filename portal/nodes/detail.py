@@ -52,11 +52,11 @@ EVENT_MARKS: dict[str, MarkKind] = {
     "changed": "off",
     "command": "off",
 }
-COMMANDS: dict[CommandName, str] = {
-    "restart": "Restart",
-    "ping": "Ping",
-    "restart_com": "Reconnect to the cloud",
-    "report_state": "Report state",
+COMMANDS: dict[CommandName, tuple[str, str]] = {
+    "ping": ("Ping", "Asks whether it answers, and how fast."),
+    "report_state": ("Report state", "Asks what it runs and what it has not sent yet."),
+    "restart_com": ("Reconnect", "Ends its connection to the cloud and makes a new one."),
+    "restart": ("Restart", "Stops the agent with its services and starts them again."),
 }
 
 
@@ -83,15 +83,12 @@ class NodeShown:
         self._drawn: dict[str, Any] = {}
         self._charts: dict[str, Chart] = {}
         self._operates = visit.may("operator")
-        with page_head(node.name, crumb=("Nodes", "/nodes")) as acts:
-            self._heading = Tag("div", "", "line")
+        with page_head(node.name, crumb=("Nodes", "/nodes")) as head:
+            self._heading = head.under
             if self._operates:
-                with acts:
-                    self._enabled = Toggle(
-                        "Enabled", node.enabled, on_text="", off_text="", on_change=self._switch_enabled
-                    )
-                    Button("Commands", self._commands)
-                    Button("Restart", visit.acting(lambda: self._command("restart")), drawing="restart")
+                self._enabled = Toggle("Enabled", node.enabled, on_text="", off_text="", on_change=self._switch_enabled)
+                Button("Commands", self._commands)
+                Button("Restart", visit.acting(lambda: self._command("restart")), drawing="restart")
         self._trouble = Tag("div", "", "above")
         with Tag("div", "", "columns"):
             with Tag("div", "", "stack stack-wide"):
@@ -222,8 +219,6 @@ class NodeShown:
             with Tag("span", "", "muted small second"):
                 if running and running.since:
                     Moment(running.since)
-                if running and running.pid:
-                    Tag("span", f" · process {running.pid}")
             if running and running.fault:
                 with Tag("details", "", "fold").style("grid-column: 1 / -1"):
                     Tag("summary", running.fault.strip().splitlines()[-1], "small")
@@ -344,9 +339,13 @@ class NodeShown:
     def _commands(self) -> None:
         dialog = Dialog("Commands")
         with dialog.body:
+            rows = Tag("div", "", "stack stack-tight")
             answer = Tag("div", "", "stack stack-tight", role="status")
-            for command, label in COMMANDS.items():
-                Button(label, self._visit.acting(self._asking(command, answer)))
+            with rows:
+                for command, (label, text) in COMMANDS.items():
+                    with Tag("div", "", "line line-apart line-nowrap"):
+                        Tag("span", text, "muted")
+                        Button(label, self._visit.acting(self._asking(command, answer)), small=True)
         dialog.open()
 
     def _asking(self, command: CommandName, answer: Tag) -> Any:
@@ -356,7 +355,7 @@ class NodeShown:
             with answer:
                 Tag(
                     "p",
-                    f"{COMMANDS[command]}: {result.text or result.outcome} ({result.milliseconds} ms)",
+                    f"{COMMANDS[command][0]}: {result.text or result.outcome} ({result.milliseconds} ms)",
                     "notice notice-calm",
                 )
                 if result.result:
@@ -366,7 +365,7 @@ class NodeShown:
 
     async def _command(self, command: CommandName) -> None:
         result = await self._visit.portal.hub.command(await self._visit.caller_now(), self._id, command)
-        tell(result.text or f"{COMMANDS[command]}: {result.outcome}.", fault=result.outcome == "refused")
+        tell(result.text or f"{COMMANDS[command][0]}: {result.outcome}.", fault=result.outcome == "refused")
 
     async def _switch_enabled(self, event: Any) -> None:
         if event.value == self._node.enabled:

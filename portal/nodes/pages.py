@@ -34,10 +34,9 @@ Status = Literal["", "online", "offline", "disabled"]
 @page("/nodes", title="Nodes", section="nodes")
 async def nodes_page(visit: Visit, status: str = "") -> None:
     """All nodes, live."""
-    with page_head("Nodes") as acts:
+    with page_head("Nodes"):
         if visit.may("operator"):
-            with acts:
-                Button("Add a node", lambda: add_node(visit), kind="primary", drawing="plus")
+            Button("Add a node", lambda: add_node(visit), kind="primary", drawing="plus")
     listing = NodeList(visit, status if status in ("online", "offline", "disabled") else "")
     await visit.watch(nodes_topic(visit.caller.organization_id), then=listing.happened)
     await listing.refresh()

@@ -13,7 +13,7 @@ from portal.flows.views import FlowView
 from portal.nodes.pages import add_node
 from portal.nodes.status import condition
 from portal.nodes.views import AnnouncementView, NodeView
-from portal.web.components import Button, Drawing, Moment, Tag, empty, panel, status
+from portal.web.components import Button, Drawing, Moment, Tag, empty, mark_only, panel, status
 from portal.web.icons import MarkKind, icon
 from portal.web.shell import page, page_head
 from portal.web.visit import Visit
@@ -22,6 +22,8 @@ from portal.work import Work
 FLEET_LIMIT = 1000
 """So many nodes have a window; the list of nodes has them all."""
 PART = 200
+TICKS = 40
+"""At most so many in the bar below the number of nodes."""
 _ORDER: dict[MarkKind, int] = {"fault": 0, "warn": 1, "busy": 2, "good": 3, "idle": 4, "off": 5}
 
 
@@ -67,10 +69,9 @@ class Picture:
 @page("/", title="Overview", section="overview")
 async def overview_page(visit: Visit) -> None:
     """How the fleet is."""
-    with page_head("Overview") as acts:
+    with page_head("Overview"):
         if visit.may("operator"):
-            with acts:
-                Button("Add a node", lambda: add_node(visit), drawing="plus")
+            Button("Add a node", lambda: add_node(visit), drawing="plus")
     shown = OverviewShown(visit)
     organization = visit.caller.organization_id
     await visit.watch(nodes_topic(organization), catalog_topic(organization), then=shown.happened)
@@ -171,24 +172,26 @@ class OverviewShown:
                 Button(label, act, kind="primary" if next_one else "", to=to)
 
     def _draw_numbers(self, online: int, nodes: int, more: bool, faults: int, services: int, flows: int) -> None:
-        self._number(f"{online}", f"of {nodes}{'+' if more else ''} nodes online", "/nodes?status=online")
+        with self._number(f"{online}", f"of {nodes}{'+' if more else ''} nodes online", "/nodes?status=online"):
+            shown = min(nodes, TICKS)
+            lit = round(shown * online / nodes) if nodes else 0
+            with Tag("span", "", "ticks", aria_hidden="true"):
+                for place in range(shown):
+                    Tag("span", "", "tick tick-on" if place < lit else "tick")
         self._number(str(faults), "faults in 24 hours", "")
         self._number(str(services), "service" if services == 1 else "services", "/services")
         self._number(str(flows), "flow" if flows == 1 else "flows", "/flows")
 
-    def _number(self, value: str, label: str, address: str) -> None:
-        with Tag("a" if address else "div", "", "readout", href=address or None):
+    def _number(self, value: str, label: str, address: str) -> Tag:
+        with Tag("a" if address else "div", "", "readout", href=address or None) as readout:
             Tag("span", value, "readout-value")
             Tag("span", label, "readout-label")
+        return readout
 
     def _draw_fleet(self, now: Picture) -> None:
         if not now.nodes:
-            with (
-                Tag("div", "", "annunciator-fill").style("grid-column: 1 / -1"),
-                empty("No node yet.", "Each node gets a window here: quiet while all is well, lit when it is not."),
-            ):
-                if self._visit.may("operator"):
-                    Button("Add a node", lambda: add_node(self._visit), kind="primary", drawing="plus")
+            with Tag("div", "", "annunciator-fill"):
+                empty("No node yet.", "Each node gets a window here: quiet while all is well, lit when it is not.")
             return
         for node in sorted(now.nodes, key=lambda each: (_ORDER[condition(each)[0]], each.name)):
             kind, word = condition(node)
@@ -199,7 +202,7 @@ class OverviewShown:
     def _draw_attention(self, nodes: Sequence[NodeView], now: Picture) -> None:
         for each in now.announcements:
             with Tag("div", "", "row"):
-                status("busy", "")
+                mark_only("busy", "waiting")
                 with Tag("div"):
                     Tag("a", each.host_name, "row-title link", href="/nodes")
                     Tag("div", "waits to be claimed", "muted small")
@@ -208,7 +211,7 @@ class OverviewShown:
         for node in nodes:
             kind, word = condition(node)
             with Tag("div", "", "row"):
-                status(kind, "")
+                mark_only(kind, word)
                 with Tag("div", "", "clip"):
                     Tag("a", node.name, "row-title link clip", href=f"/nodes/{node.id}")
                     Tag("div", word, "muted small")

@@ -20,8 +20,7 @@ async def sign_in_page(request: Request, next: str = "/") -> Response | None:
     """Ask for name and password; a portal without an owner says how to set it up."""
     if await caller_of(request) is not None:
         return RedirectResponse(safe_next(next), status_code=303)
-    async with portal_of(request).reading(None) as work:
-        needs_setup = await work.people.needs_setup()
+    needs_setup = await portal_of(request).accounts.needs_setup()
     if needs_setup:
         with gate("Set up this portal first", "Nobody can sign in yet: this portal has no owner."):
             Tag(
@@ -48,8 +47,7 @@ async def sign_in_page(request: Request, next: str = "/") -> Response | None:
 @ui.page("/setup", title="Set up · Outstation")
 async def setup_page(request: Request, token: str = "") -> Response | None:
     """Create the owner with the one-time link's token, and sign in."""
-    async with portal_of(request).reading(None) as work:
-        needs_setup = await work.people.needs_setup()
+    needs_setup = await portal_of(request).accounts.needs_setup()
     if not needs_setup:
         return RedirectResponse("/signin", status_code=303)
     if not token:

@@ -79,12 +79,11 @@ class ServiceShown:
             service.name,
             crumb=("Services", "/services"),
             lead=service.description.splitlines()[0] if service.description else "",
-        ) as acts:
+        ):
             if self._edits:
-                with acts:
-                    Button("Update minor", visit.acting(lambda: self._update("minor")))
-                    Button("Update major", visit.acting(lambda: self._update("major")))
-                    self._save_button = Button("Save", visit.acting(self._save), kind="primary")
+                Button("Update minor", visit.acting(lambda: self._update("minor")))
+                Button("Update major", visit.acting(lambda: self._update("major")))
+                self._save_button = Button("Save", visit.acting(self._save), kind="primary")
         with Tag("div", "", "stack stack-wide"):
             self._build_editor()
             with Tag("div", "", "columns"):
@@ -338,7 +337,7 @@ class PropertyDesigner:
     def _add(self, kind: str, definition: PropertyDefinition) -> None:
         self._nothing[kind].visible = False
         with self._lists[kind], Tag("div", "", "card") as card, Tag("div", "", "card-body"):
-            with Tag("div", "", "pair"):
+            with Tag("div", "", "pair pair-tight"):
                 label = TextField("Label", definition.label)
                 name = TextField("Id", definition.id, mono=True)
                 choice = Choice("Type", TYPES, definition.type)

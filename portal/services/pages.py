@@ -47,10 +47,9 @@ class ServicesShown:
         self._library: list[LibraryEntry] = []
         self._cards: dict[str, Tag] = {}
         self._limit = ROWS
-        with page_head("Services", lead="Python that runs on your nodes.") as acts:
+        with page_head("Services", lead="Python that runs on your nodes."):
             if self._makes:
-                with acts:
-                    Button("New service", self._new, kind="primary", drawing="plus")
+                Button("New service", self._new, kind="primary", drawing="plus")
         with Tag("div", "", "stack stack-wide"):
             with Tag("section", "", "panel", aria_label="Services"):
                 with Tag("div", "", "console-bar"), Tag("div", "", "grow"):

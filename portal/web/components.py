@@ -398,6 +398,14 @@ def status(kind: MarkKind, label: str, classes: str = "") -> Tag:
     return holder
 
 
+def mark_only(kind: MarkKind, word: str) -> Drawing:
+    """A status mark alone, for where its word stands beside it already or is read to who cannot see it."""
+    drawing = Drawing(mark(kind), f"icon mark mark-{'idle' if kind == 'off' else kind}")
+    drawing.props["role"] = "img"
+    drawing.props["aria-label"] = word
+    return drawing
+
+
 @contextmanager
 def panel(title: str, *, flush: bool = False, level: str = "h2", classes: str = "") -> Iterator[Tag]:
     """A titled part of a page; yields the place at the right of its title, for buttons."""

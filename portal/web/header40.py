@@ -75,7 +75,7 @@ _FILL: dict[PinKind, str] = {
 }
 _PIN_PROPERTY = re.compile(r"(^|[_.-])(gpio|pins?|bcm)([_.-]|$)|[a-z]Pins?$|^gpio", re.IGNORECASE)
 _ROW = 21
-_WIDTH = 420
+_WIDTH = 350
 _MIDDLE = _WIDTH / 2
 
 
@@ -156,7 +156,7 @@ def _pin(pin: Pin, used: Mapping[int, str]) -> str:
     )
     if note:
         parts.append(
-            f'<text x="{_MIDDLE + side * 206}" y="{y + 3.5}" text-anchor="{"start" if left else "end"}" '
+            f'<text x="{_MIDDLE + side * 171}" y="{y + 3.5}" text-anchor="{"start" if left else "end"}" '
             f'font-size="9.5" fill="var(--muted)">{note}</text>'
         )
     parts.append("</g>")
@@ -164,4 +164,4 @@ def _pin(pin: Pin, used: Mapping[int, str]) -> str:
 
 
 def _clip(text: str) -> str:
-    return text if len(text) <= 14 else f"{text[:13]}…"
+    return text if len(text) <= 10 else f"{text[:9]}…"

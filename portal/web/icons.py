@@ -14,7 +14,7 @@ BRAND = (
 
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="#0b5c55" stroke-width="2" '
-    'stroke-linecap="round" stroke-linejoin="round"><rect width="24" height="24" rx="5" fill="#faf9f6" stroke="none"/>'
+    'stroke-linecap="round" stroke-linejoin="round"><rect width="24" height="24" rx="5" fill="#fbfcfb" stroke="none"/>'
     '<path d="M6 20h12M8 20l4-11 4 11"/><circle cx="12" cy="7" r="1.6" fill="#0b5c55" stroke="none"/>'
     '<path d="M8.8 9.8a4.2 4.2 0 0 1 0-5.6M15.2 9.8a4.2 4.2 0 0 0 0-5.6"/></svg>'
 )

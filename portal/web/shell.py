@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
@@ -142,9 +143,17 @@ def brand() -> None:
         Tag("span", "Outstation")
 
 
+@dataclass(frozen=True, slots=True)
+class PageHead:
+    """A page's title, and the line below it."""
+
+    heading: Tag
+    under: Tag
+
+
 @contextmanager
-def page_head(title: str, *, crumb: tuple[str, str] | None = None, lead: str = "") -> Iterator[Tag]:
-    """A page's title; yields the place for its buttons, at the right or, on a phone, below.
+def page_head(title: str, *, crumb: tuple[str, str] | None = None, lead: str = "") -> Iterator[PageHead]:
+    """A page's title; what is made inside are its buttons, at the right or, on a phone, below.
 
     Args:
         crumb: label and address of the list that the page belongs to.
@@ -155,11 +164,12 @@ def page_head(title: str, *, crumb: tuple[str, str] | None = None, lead: str = "
             if crumb:
                 with Tag("div", "", "crumb"):
                     Tag("a", crumb[0], "link", href=crumb[1])
-            Tag("h1", title)
+            heading = Tag("h1", title)
             if lead:
                 Tag("p", lead, "muted")
-        with Tag("div", "", "pagehead-acts") as acts:
-            yield acts
+            under = Tag("div", "", "line")
+        with Tag("div", "", "pagehead-acts"):
+            yield PageHead(heading, under)
 
 
 @contextmanager

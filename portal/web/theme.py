@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 LIGHT: dict[str, str] = {
-    "ground": "#eceae4",
-    "panel": "#faf9f6",
-    "well": "#f2f0ea",
-    "line": "#d9d5ca",
-    "edge": "#85827a",
+    "ground": "#e8ebe8",
+    "panel": "#fbfcfb",
+    "well": "#f1f4f1",
+    "line": "#d2d8d3",
+    "edge": "#7b847f",
     "ink": "#1a1f1d",
-    "muted": "#565d59",
+    "muted": "#545d59",
     "accent": "#0b5c55",
     "accent-ink": "#ffffff",
     "accent-wash": "#dceae6",
@@ -33,7 +33,7 @@ LIGHT: dict[str, str] = {
     "pin-used": "#0b5c55",
     "pin-id": "#6b5a86",
 }
-"""Paper, ink and one petrol accent."""
+"""Enamel, ink and one petrol accent."""
 
 DARK: dict[str, str] = {
     "ground": "#0f1312",

@@ -62,8 +62,7 @@ class Visit:
 
     async def caller_now(self) -> Caller:
         """Who is signed in now. Raises NotSignedInError when the session has ended since the page was opened."""
-        async with self.portal.reading(None) as work:
-            caller = await work.people.caller_of(self._token)
+        caller = await self.portal.accounts.caller_of(self._token)
         if caller is None:
             raise NotSignedInError("Your session has ended; sign in again.")
         self._checked_at = time.monotonic()
