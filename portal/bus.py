@@ -27,7 +27,8 @@ class Event:
 class Subscription(Protocol):
     """Events of some topics from now on: `async with bus.subscribe(…) as events: async for event in events: …`.
 
-    The iteration ends when the bus closes. A subscriber that is too slow loses the oldest events; `dropped` counts them.
+    The iteration ends when the bus closes. A subscriber that is too slow loses the oldest events;
+    `dropped` counts them.
     """
 
     dropped: int

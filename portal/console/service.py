@@ -2,8 +2,67 @@
 
 from __future__ import annotations
 
-from portal.console.views import ConsoleLine
+import re
+from collections import deque
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from portal.bus import console_topic
+from portal.console.views import ConsoleLine, Level
+from portal.nodes.views import NodeChange
 from portal.work import Work
+
+if TYPE_CHECKING:
+    from portal.bus import Bus
+
+LINES_PER_NODE = 500
+TEXT_LIMIT = 8192
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_RED = re.compile(r"\x1b\[(?:\d+;)*(?:31|91)m")
+_YELLOW = re.compile(r"\x1b\[(?:\d+;)*(?:33|93)m")
+
+
+class ConsoleBook:
+    """The last lines of each node, in memory only. On the loop only."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._lines: dict[tuple[str, str], deque[ConsoleLine]] = {}
+        self._last_id = 0
+
+    def append(
+        self, *, organization_id: str, node_id: str, node: str, service: str, level: Level, text: str, time: datetime
+    ) -> ConsoleLine:
+        """Keep a line and tell who watches."""
+        self._last_id += 1
+        line = ConsoleLine(
+            id=self._last_id,
+            node_id=node_id,
+            node=node,
+            service=service,
+            level=level,
+            text=text[:TEXT_LIMIT],
+            time=time,
+        )
+        self._lines.setdefault((organization_id, node_id), deque(maxlen=LINES_PER_NODE)).append(line)
+        self._bus.publish(console_topic(organization_id), line.model_dump(mode="json"))
+        return line
+
+    def recent(self, organization_id: str, *, node: str, limit: int, after: int) -> list[ConsoleLine]:
+        """The last lines, oldest first."""
+        found = [
+            line
+            for (organization, node_id), lines in self._lines.items()
+            if organization == organization_id
+            for line in lines
+            if line.id > after and (not node or node_id == node or line.node.casefold() == node.casefold())
+        ]
+        found.sort(key=lambda line: line.id)
+        return found[-limit:]
+
+    def forget(self, organization_id: str, node_id: str) -> None:
+        """Drop a deleted node's lines."""
+        self._lines.pop((organization_id, node_id), None)
 
 
 class ConsoleService:
@@ -14,8 +73,14 @@ class ConsoleService:
 
     def recent(self, *, node: str = "", limit: int = 500, after: int = 0) -> list[ConsoleLine]:
         """The last lines, oldest first; `node` is an id or a name, `after` a line's id."""
-        raise NotImplementedError
+        return self._work.portal.console_book.recent(self._work.organization_id, node=node, limit=limit, after=after)
 
     async def switch(self, node_id: str, *, on: bool) -> None:
-        """Switch a node's console on for 30 minutes, or off."""
-        raise NotImplementedError
+        """Switch a node's console on for 30 minutes, or off. Raises NotFoundError."""
+        await self._work.nodes.change(node_id, NodeChange(console=on))
+
+
+def plain_text(text: str) -> tuple[str, Level]:
+    """A line of an original agent without its colour codes, and what its colour says."""
+    level: Level = "error" if _RED.search(text) else "warning" if _YELLOW.search(text) else "info"
+    return _ANSI.sub("", text), level

@@ -1,0 +1,102 @@
+"""What every request passes: the portal at hand, requests of other sites refused, security headers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from portal.access import SESSION_COOKIE
+from portal.problems import problem
+
+if TYPE_CHECKING:
+    from portal.portal import Portal
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# A page of another site can have a browser send these without asking first; with JSON it cannot.
+_FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
+_HUB = "/nodeHub"
+
+# The pages' framework writes its scripts into the page and compiles templates in the browser; everything is served
+# by the portal itself.
+_PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+_API_POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+
+class Guard:
+    """The outermost middleware, for HTTP and WebSocket."""
+
+    def __init__(self, app: ASGIApp, *, portal: Portal) -> None:
+        self._app = app
+        self._portal = portal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {})["portal"] = self._portal
+        headers = Headers(scope=scope)
+        if scope["type"] == "websocket":
+            if scope["path"] != _HUB and not _same_origin(headers):
+                await send({"type": "websocket.close", "code": 1008, "reason": "cross-site"})
+                return
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] not in _SAFE_METHODS and not _may_change(headers, scope["method"]):
+            refusal = problem(
+                403,
+                "cross_site_request",
+                "Not allowed",
+                "This request came from another site. Programs: send JSON, or the header `Origin` with the portal's "
+                "address.",
+            )
+            await refusal(scope, receive, self._with_headers(scope, send))
+            return
+        await self._app(scope, receive, self._with_headers(scope, send))
+
+    def _with_headers(self, scope: Scope, send: Send) -> Send:
+        tls = self._portal.url.startswith("https://")
+        path: str = scope["path"]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                api = path.startswith(("/api/", "/nodeHub"))
+                headers.setdefault("Content-Security-Policy", _API_POLICY if api else _PAGE_POLICY)
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("X-Frame-Options", "DENY")
+                headers.setdefault("Referrer-Policy", "same-origin")
+                headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
+                if api:
+                    headers.setdefault("Cache-Control", "no-store")
+                if tls:
+                    headers.setdefault("Strict-Transport-Security", "max-age=31536000")
+            await send(message)
+
+        return send_with_headers
+
+
+def _may_change(headers: Headers, method: str) -> bool:
+    """Whether a request that may change something does not come from a page of another site."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    if "origin" in headers:
+        return _same_origin(headers)
+    if f"{SESSION_COOKIE}=" not in headers.get("cookie", ""):
+        return True
+    # A program, or a very old browser: only what a foreign page could not have sent.
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return method != "POST" or (bool(kind) and kind not in _FORM_TYPES)
+
+
+def _same_origin(headers: Headers) -> bool:
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc.casefold() == headers.get("host", "").casefold()
