@@ -72,7 +72,7 @@ unit: install ## the fast tests: unit and contract
 	@$(BIN)/pytest -q tests/unit tests/contract
 
 bench: install ## every benchmark, one after the other, with the table for docs/performance.md
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench --write
 
 # --- package -----------------------------------------------------------------------------------------------------
 
