@@ -136,7 +136,7 @@ class HttpApi:
     def _refusal(self, request: web.Request) -> tuple[int, str, str] | None:
         if self._token:
             presented = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(presented.encode(), f"Bearer {self._token}".encode()):
+            if not hmac.compare_digest(presented.encode("utf-8", "surrogateescape"), f"Bearer {self._token}".encode()):
                 return 401, "token_needed", "Send the --api-token as `Authorization: Bearer …`."
         elif not self._is_local(request.host):
             return 403, "host_refused", f"This API is for loopback; it is not {request.host[:200]}."

@@ -144,9 +144,9 @@ async def _run(arguments: argparse.Namespace) -> int:
         hostnames=arguments.hostname,
         keep_messages=arguments.keep_messages,
     ) as hub:
-        screen.started(hub, address=arguments.host)
         if arguments.ready_file:
             await asyncio.to_thread(_write_ready, Path(arguments.ready_file), hub)
+        screen.started(hub, address=arguments.host)
         showing = asyncio.create_task(_show_counts(hub, screen) if arguments.quiet else _show(hub, screen))
         waiting = asyncio.create_task(stopping.wait())
         await asyncio.wait({showing, waiting}, return_when=asyncio.FIRST_COMPLETED)

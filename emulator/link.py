@@ -82,10 +82,13 @@ class Link:
         """Serve the link until it ends, whoever ends it."""
         try:
             await self._serve()
-        except (codec.ProtocolError, StorageError) as error:
+        except (codec.ProtocolError, StorageError, DeviceNotFoundError) as error:
             self.reason = str(error)
         except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
-            pass
+            logger.debug("%s broke off", self.device_id, extra={"action": "broken"})
+        except asyncio.CancelledError:
+            self.reason = "the hub stops"
+            raise
         finally:
             for task in self._tasks:
                 task.cancel()
