@@ -147,8 +147,9 @@ class SimulatedPin(MockPWMPin):  # type: ignore[misc]  # gpiozero has no type hi
             self._state = self._told_level = level
 
     def close(self) -> None:
-        """Give the pin back."""
-        self.when_changed = None
+        """Give the pin back; waits for nothing, as it may be called when an object is collected."""
+        with self._when_changed_lock:
+            self._when_changed, self._listening = None, False
         self._function, self._frequency = "input", None
         self.factory.release(self)
 
