@@ -109,12 +109,8 @@ def run_python() -> RunPython:
 
     def run(code: str) -> Any:
         program = (
-            "import json, sys
-from pathlib import Path
-from agent.runtime.packages import *
-"
-            f"{code}
-print(json.dumps(answer))"
+            "import json, sys\nfrom pathlib import Path\nfrom agent.runtime.packages import *\n"
+            f"{code}\nprint(json.dumps(answer))"
         )
         process = subprocess.run(
             [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60, check=False

@@ -59,8 +59,7 @@ def test_what_a_deployed_service_uses_stays_however_small_the_budget(
 
 def test_what_a_running_process_has_activated_stays(installer: PackageInstaller, folders: list[Path]) -> None:
     code = (
-        "import sys; from pathlib import Path; from agent.runtime.packages import activate
-"
+        "import sys; from pathlib import Path; from agent.runtime.packages import activate\n"
         f"activate(Path({str(folders[0])!r})); print('active', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
