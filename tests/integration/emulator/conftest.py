@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from amqtt.mqtt.connect import ConnectPacket, ConnectPayload, ConnectVariableHea
 from amqtt.mqtt.subscribe import SubscribePacket
 from azure.iot.device import X509
 from azure.iot.device.aio import IoTHubDeviceClient
+from blockbuster import blockbuster_ctx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,6 +33,13 @@ from emulator.sas import make_token
 from emulator.server import Emulator, free_loopback_address
 
 T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def emulator_blocks_no_loop() -> Iterator[None]:
+    """Fail a test in which the emulator blocks the event loop."""
+    with blockbuster_ctx("emulator"):
+        yield
 
 
 @pytest.fixture
