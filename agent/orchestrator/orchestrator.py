@@ -13,12 +13,12 @@ import msgspec
 from agent.clock import Clock
 from agent.orchestrator.lifecycle import ServiceLife
 from agent.orchestrator.model import BuiltIn, Level, LogRecord, ServiceSpec, ServiceStatus
-from agent.orchestrator.router import AgentSender, Mailbox, Port, Router
+from agent.orchestrator.router import AgentSender, Port, Router
 from agent.orchestrator.spill import take_in_spills
 from agent.outbox.message import Submission
 from agent.paths import Paths
 from agent.runtime.forking import TemplateProcess
-from agent.runtime.frames import Action, Finished, Publish, Reply, Subscribe, encode_payload
+from agent.runtime.frames import Action, encode_payload
 from agent.runtime.host import Ending, ServiceHost
 from agent.runtime.submissions import SubmitMany
 from agent.runtime.template import ORPHAN_SECONDS
@@ -155,6 +155,11 @@ class Orchestrator:
         """What is known of each service, as copies."""
         return [replace(service.life.status) for service in self._services.values()]
 
+    @property
+    def template_pid(self) -> int | None:
+        """The process that services are forked from."""
+        return self._template.pid
+
     def settings_changed(self) -> None:
         """Give the services the settings as they are now."""
         settings = self._encoded_settings()
@@ -205,40 +210,19 @@ class Orchestrator:
         if running is None or running.life.host is not host or host.link is None:
             return
         if service == host.spec.id:
-            running.port = Port(service, host.link)
-            running.mailbox = self._router.open(service)
-            running.mailbox.attach(host.link)
+            running.port = self._router.attach(service, host.link)
+            host.handlers.update(running.port.handlers)
             running.life.ready()
-        elif running.mailbox is not None and running.port is not None:
-            if self._router.adopt(running.mailbox, service):
-                running.port.hosted.add(service)
-            else:
-                self._warn(
-                    host.spec.id, f"{service} runs already; what {host.spec.id} made under that id gets no messages."
-                )
+        elif running.port is not None and not self._router.adopt(running.port, service):
+            self._warn(
+                host.spec.id, f"{service} runs already; what {host.spec.id} made under that id gets no messages."
+            )
 
     def progress(self, host: ServiceHost, state: Literal["starting", "installing", "running"]) -> None:
         """Show what the process is doing."""
         running = self._services.get(host.spec.id)
         if running is not None and running.life.host is host:
             running.life.progress(state)
-
-    def frame(self, host: ServiceHost, frame: Action | Publish | Subscribe | Reply | Finished) -> None:
-        """Route."""
-        running = self._services.get(host.spec.id)
-        if running is None or running.port is None or running.mailbox is None:
-            return
-        match frame:
-            case Action():
-                self._router.route(frame, running.port.source(frame.source), running.port)
-            case Finished():
-                running.mailbox.finished(frame.count)
-            case Publish():
-                self._router.publish(frame, running.port.source(frame.source), running.port)
-            case Reply():
-                running.mailbox.replied(frame)
-            case Subscribe():
-                self._router.subscribe(running.mailbox, frame.topic_filter)
 
     def line(self, service: str, level: Level, text: str) -> None:
         """Show a line."""
@@ -318,9 +302,9 @@ class Orchestrator:
     def _gone(self, spec: ServiceSpec) -> None:
         """A process has ended: its mailbox waits for the next one."""
         service = self._services[spec.id]
-        if service.mailbox is not None:
-            self._router.detach(service.mailbox)
-        service.mailbox = service.port = None
+        if service.port is not None:
+            self._router.detach(service.port.mailbox)
+        service.port = None
 
     def _ended(self, spec: ServiceSpec, ending: Ending, delay_seconds: float | None) -> None:
         """A process ended by itself: say so, and report it."""
@@ -384,7 +368,6 @@ class _Service:
         self.life = life
         self.task: asyncio.Task[None] | None = None
         self.port: Port | None = None
-        self.mailbox: Mailbox | None = None
 
 
 class _OrchestratorService:

@@ -23,9 +23,11 @@ from agent.runtime.frames import (
     Deliver,
     ErrorCode,
     Event,
+    Finished,
     FrameLink,
     Publish,
     Reply,
+    Subscribe,
     decode_payload,
     encode_frame,
     encode_payload,
@@ -57,18 +59,24 @@ class Sender(Protocol):
 
 
 class Port:
-    """A service's process as a sender."""
+    """A service's process, as the router sees it: it sends, and it takes what is for its mailbox. On the loop only."""
 
-    def __init__(self, service: str, link: FrameLink) -> None:
-        self.service = service
-        self.hosted = {service}
+    def __init__(self, router: Router, mailbox: Mailbox, link: FrameLink) -> None:
+        self.mailbox = mailbox
+        self.hosted = {mailbox.service}
+        self._router = router
+        self._routes = router.routes
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._accepted: dict[str, int] = {}
-
-    def source(self, claimed: str) -> str:
-        """The id that a message is sent under: one of the services in this process."""
-        return claimed if claimed in self.hosted else self.service
+        self.handlers: dict[type, Callable[[Any], None]] = {
+            Action: self._action,
+            Finished: self._finished,
+            Publish: self._publish,
+            Reply: mailbox.replied,
+            Subscribe: self._subscribe,
+        }
+        """What to call with each frame of the process that is for the router."""
 
     def accept(self, destination: str, cost: int) -> None:
         """Count; the counts of one turn of the loop leave together."""
@@ -80,6 +88,29 @@ class Port:
     def answer(self, request: int, error: ErrorCode | None, payload: msgspec.Raw) -> None:
         """Pass the answer on."""
         self._link.write(Answer(request, error or "", payload))
+
+    def _action(self, frame: Action) -> None:
+        route = self._routes.get(frame.destination)
+        source = frame.source
+        source = source if source in self.hosted else self.mailbox.service
+        if route is None or frame.request:
+            self._router.route(frame, source, self)
+            return
+        # The way of nearly every message, kept short.
+        mailbox, service = route
+        payload = frame.payload
+        mailbox.put(
+            Deliver(source, service, frame.action, 0, payload), self, frame.destination, 1 + (len(payload) >> 10)
+        )
+
+    def _publish(self, frame: Publish) -> None:
+        self._router.publish(frame, frame.source if frame.source in self.hosted else self.mailbox.service, self)
+
+    def _finished(self, frame: Finished) -> None:
+        self.mailbox.finished(frame.count)
+
+    def _subscribe(self, frame: Subscribe) -> None:
+        self._router.subscribe(self.mailbox, frame.topic_filter)
 
     def _tell(self) -> None:
         accepted, self._accepted = self._accepted, {}
@@ -300,7 +331,8 @@ class Router:
         """Other services in a mailbox's process: id → the mailbox's id."""
         self._built_ins: dict[str, BuiltInMailbox] = {}
         self._built_in_actions: dict[str, frozenset[str]] = {}
-        self._routes: dict[str, tuple[Mailbox, str]] = {}
+        self.routes: dict[str, tuple[Mailbox, str]] = {}
+        """Destinations as senders write them, once found."""
         self._subscriptions: dict[Mailbox, list[str]] = {}
         self._topics: dict[str, list[Mailbox]] = {}
         self._warned: set[tuple[str, str]] = set()
@@ -329,9 +361,12 @@ class Router:
         self.detach(mailbox)
         return mailbox.clear()
 
-    def attach(self, mailbox: Mailbox, link: FrameLink) -> None:
+    def attach(self, service: str, link: FrameLink) -> Port:
         """The service's process is ready."""
+        mailbox = self.open(service)
+        port = Port(self, mailbox, link)
         mailbox.attach(link)
+        return port
 
     def detach(self, mailbox: Mailbox) -> None:
         """The service's process has ended, its subscriptions and the services it hosted with it."""
@@ -342,11 +377,12 @@ class Router:
             del self._ids[service]
             self._forget_routes()
 
-    def adopt(self, mailbox: Mailbox, service: str) -> bool:
-        """Route `service` to the mailbox's process too; False when there is one of that id."""
+    def adopt(self, port: Port, service: str) -> bool:
+        """Route `service` to the port's process too; False when there is one of that id."""
         if service in self._mailboxes or service in self._built_ins or service in self._ids:
             return False
-        self._ids[service] = mailbox.service
+        self._ids[service] = port.mailbox.service
+        port.hosted.add(service)
         self._forget_routes()
         return True
 
@@ -362,7 +398,7 @@ class Router:
     def route(self, frame: Action, source: str, sender: Sender) -> None:
         """Bring a message to its mailbox. No such service: a warning that names it, or a failed request."""
         destination = frame.destination
-        route = self._routes.get(destination) or self._find(destination)
+        route = self.routes.get(destination) or self._find(destination)
         cost = window_cost(frame.payload)
         if route is not None:
             mailbox, service = route
@@ -449,14 +485,14 @@ class Router:
         for candidate in (name, f"{name}_py"):
             mailbox = self._mailboxes.get(candidate) or self._mailboxes.get(self._ids.get(candidate, ""))
             if mailbox is not None:
-                if len(self._routes) >= _ROUTES_LIMIT:
-                    self._routes.clear()
-                self._routes[destination] = (mailbox, candidate)
+                if len(self.routes) >= _ROUTES_LIMIT:
+                    self.routes.clear()
+                self.routes[destination] = (mailbox, candidate)
                 return mailbox, candidate
         return None
 
     def _forget_routes(self) -> None:
-        self._routes.clear()
+        self.routes.clear()
         self._warned.clear()
 
     def _warn(self, source: str, text: str) -> None:

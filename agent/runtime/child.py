@@ -211,7 +211,7 @@ class ServiceProcess:
         try:
             source = loading.read_script(begin)
             code = loading.compile_script(begin, source)
-            if requirements := _requirements(source):
+            if requirements := _requirements(begin, source):
                 phase = "packages"
                 await asyncio.to_thread(runtime.ensure_packages, requirements)
             phase = "load"
@@ -392,13 +392,17 @@ def _kept(begin: Begin) -> Begin:
     return msgspec.structs.replace(begin, settings=msgspec.Raw(bytes(begin.settings)))
 
 
-def _requirements(source: bytes) -> list[str]:
+def _requirements(begin: Begin, source: bytes) -> list[str]:
+    """What the script's PEP 723 header asks for. Raises LoadError for a header that cannot be used."""
     if b"# /// script" not in source:
         return []
-    # Imported here: it needs `packaging`, which most services do not.
-    from agent.runtime.packages import pep723_dependencies
+    # Imported here: it needs much that most services do not.
+    from agent.runtime.packages import PackageError, pep723_dependencies
 
-    return pep723_dependencies(source.decode(errors="replace"))
+    try:
+        return pep723_dependencies(source.decode(errors="replace"))
+    except PackageError as error:
+        raise loading.LoadError(f"{begin.file_name}: {error}") from error
 
 
 def _raise_timeout(_number: int, _frame: types.FrameType | None) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import itertools
-import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -38,10 +36,18 @@ from agent.runtime.frames import (
     window_cost,
 )
 from services.sdk.base_service import BaseService
-from services.sdk.errors import RequestFailedError, SubmissionRefusedError, UnknownServiceError
+from services.sdk.errors import (
+    PackagesUnavailableError,
+    RequestFailedError,
+    SubmissionRefusedError,
+    UnknownServiceError,
+)
 from services.sdk.payload import Payload
 from services.sdk.runtime import DONE, Handler, Kind, Priority
 from services.sdk.topics import topic_matches
+
+if TYPE_CHECKING:
+    from agent.runtime.packages import PackageInstaller
 
 LOG_LINE_LIMIT = 16 * 1024
 """Characters of one log line; the rest is cut."""
@@ -92,7 +98,8 @@ class NodeRuntime:
         self._all_committed: asyncio.Event | None = None
         # Packages.
         self._packages_lock = threading.Lock()
-        self._requirements: list[str] = []
+        self._installer: PackageInstaller | None = None
+        self._installs = False
 
     # --- The service API ------------------------------------------------------------------------------------------
 
@@ -153,8 +160,6 @@ class NodeRuntime:
                 await self._send(Action(self._source(source), destination, action, number, encode_payload(message)))
                 return await answer
         except TimeoutError as error:
-            if answer.done():
-                raise
             raise TimeoutError(f"{destination} did not answer {action} within {timeout_seconds} s.") from error
         finally:
             del self._requests[number]
@@ -180,23 +185,30 @@ class NodeRuntime:
 
     def ensure_packages(self, requirements: list[str]) -> None:
         """Install what is missing for this service alone and make it importable. From any thread; blocks."""
-        # Imported here: most services need no packages.
-        from agent.runtime.packages import PackageInstaller
+        # Imported here: it needs much that most services do not.
+        from agent.runtime.packages import PackageError, PackageInstaller, activate
 
         with self._packages_lock:
-            wanted = [*self._requirements, *(text for text in requirements if text not in self._requirements)]
-            installer = PackageInstaller(
-                Path(self._begin.packages), log=lambda text: self.post(Log("", "info", text[:LOG_LINE_LIMIT]))
-            )
-            self.post(Progress("installing"))
+            if self._installer is None:
+                self._installer = PackageInstaller(Path(self._begin.packages), log=self._installing)
             try:
-                folder = installer.ensure(self.service_id, wanted)
+                folder = self._installer.ensure(self.service_id, requirements)
+            except PackageError as error:
+                raise PackagesUnavailableError(str(error)) from error
             finally:
-                self.post(Progress("starting"))
-            self._requirements = wanted
-            if folder is not None and str(folder) not in sys.path:
-                sys.path.insert(0, str(folder))
-                importlib.invalidate_caches()
+                if self._installs:
+                    self._installs = False
+                    self.post(Progress("starting"))
+            if folder is not None:
+                for sentence in activate(folder):
+                    self.post(Log("", "warning", sentence))
+
+    def _installing(self, text: str) -> None:
+        if not self._installs:
+            self._installs = True
+            self.post(Progress("installing"))
+        for line in text.splitlines():
+            self.post(Log("", "info", line[:LOG_LINE_LIMIT]))
 
     def print_line(self, text: str) -> None:
         """Print; what is printed goes to the node's log. From any thread."""

@@ -18,25 +18,19 @@ from agent.runtime import frames
 from agent.runtime.client import as_submission
 from agent.runtime.forking import ForkedProcess, TemplateProcess
 from agent.runtime.frames import (
-    Action,
     Begin,
     Crashed,
     Fault,
-    Finished,
     FrameError,
     FrameLink,
     Hello,
     Log,
     Proceed,
     Progress,
-    Publish,
     Ready,
-    Reply,
     Settings,
     Stop,
-    Stopped,
     Submit,
-    Subscribe,
 )
 from agent.runtime.output import OutputLines, RateLimit
 from agent.runtime.submissions import SubmissionRelay, SubmitMany
@@ -70,9 +64,6 @@ class HostEvents(Protocol):
 
     def progress(self, host: ServiceHost, state: Literal["starting", "installing", "running"]) -> None:
         """What the process is doing."""
-
-    def frame(self, host: ServiceHost, frame: Action | Publish | Subscribe | Reply | Finished) -> None:
-        """A frame for the router."""
 
     def line(self, service: str, level: Level, text: str) -> None:
         """A line for the log."""
@@ -159,6 +150,16 @@ class ServiceHost:
         self._stop_asked = asyncio.Event()
         self._stop_timeout_seconds = 0.0
         self._hello: asyncio.Task[None] | None = None
+        self.handlers: dict[type, Callable[[Any], None]] = {
+            Submit: self._submit,
+            Log: self._logged,
+            Fault: self._fault,
+            Progress: self._progress,
+            Ready: self._ready,
+            Hello: self._greeted,
+            Crashed: self._crashed,
+        }
+        """What is called with each frame; the router adds its own when the service is ready."""
 
     @property
     def pid(self) -> int | None:
@@ -257,28 +258,27 @@ class ServiceHost:
     # --- Frames ---
 
     def _received(self, frame: Any) -> None:
-        match frame:
-            case Action() | Publish() | Finished() | Reply() | Subscribe():
-                self._events.frame(self, frame)
-            case Submit():
-                self._submit(frame)
-            case Log():
-                self._line(frame.source or self.spec.id, frame.level, frame.text)
-            case Fault():
-                self._fault(frame)
-            case Progress():
-                self._events.progress(self, frame.state)
-            case Ready():
-                self._events.ready(self, frame.service)
-            case Hello():
-                if self._hello is not None or not frame.producer.isalnum():
-                    raise FrameError("it said hello twice, or wrongly")
-                self._producer = frame.producer
-                self._hello = asyncio.get_running_loop().create_task(self._greet())
-            case Crashed():
-                self._crash = frame
-            case Stopped():
-                pass
+        handler = self.handlers.get(type(frame))
+        if handler is not None:
+            handler(frame)
+
+    def _logged(self, frame: Log) -> None:
+        self._line(frame.source or self.spec.id, frame.level, frame.text)
+
+    def _ready(self, frame: Ready) -> None:
+        self._events.ready(self, frame.service)
+
+    def _progress(self, frame: Progress) -> None:
+        self._events.progress(self, frame.state)
+
+    def _crashed(self, frame: Crashed) -> None:
+        self._crash = frame
+
+    def _greeted(self, frame: Hello) -> None:
+        if self._hello is not None or not frame.producer.isalnum():
+            raise FrameError("it said hello twice, or wrongly")
+        self._producer = frame.producer
+        self._hello = asyncio.get_running_loop().create_task(self._greet())
 
     async def _greet(self) -> None:
         await self._events.hello(self)

@@ -23,11 +23,12 @@ import asyncio
 import concurrent.futures
 import importlib
 import json
+import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, ClassVar, Literal, cast, get_args
 
 from services.sdk import runtime as _runtimes
-from services.sdk.errors import NotRunningError
+from services.sdk.errors import NotRunningError, PackagesUnavailableError
 from services.sdk.payload import encode, text_of
 from services.sdk.queue_message import QueueMessage
 from services.sdk.runtime import DONE, Handler, Priority, Runtime, on_loop
@@ -309,16 +310,16 @@ class BaseService:
             Exception: `('InstallPackage', 'Failed to install …')`; the installer's last lines are in the log.
         """
         runtime = _runtimes.current()
-        if runtime is not None:
-            runtime.ensure_packages([package])
+        # Field code names modules of Python itself too; the package index knows nothing of them.
+        if runtime is not None and module.partition(".")[0] not in sys.stdlib_module_names:
+            try:
+                runtime.ensure_packages([package])
+            except PackagesUnavailableError as error:
+                raise _install_error(package, error) from error
         try:
             found = importlib.import_module(module)
         except ImportError as error:
-            if runtime is None:
-                hint = f"{module} is not installed here; outside a node, install it with: pip install {package}"
-            else:
-                hint = f"Failed to install {package}: it is there, but {module} cannot be imported ({error})"
-            raise Exception("InstallPackage", hint) from error  # noqa: TRY002 - the class and arguments are the contract
+            raise _install_error(package, error) from error
         return getattr(found, name)
 
     def _attached(self, method: str) -> Runtime:
@@ -472,6 +473,11 @@ def _fault(message: Any, code: str | int | None, description: Any) -> dict[str, 
         "text": text,
         "description": None if description is None else text_of(description),
     }
+
+
+def _install_error(package: str, reason: Exception) -> Exception:
+    # Field code catches Exception and reads its two arguments.
+    return Exception("InstallPackage", f"Failed to install {package}: {reason}")
 
 
 def _check_submission(priority: str, ttl: float | None, properties: Mapping[Any, Any] | None) -> None:

@@ -4,7 +4,8 @@ ServiceError
 ├── NotRunningError (RuntimeError)    the service was made without a node: in an editor, a shell, a plain test
 ├── UnknownServiceError (LookupError) no such service, or it has no such method
 ├── RequestFailedError                the other service's method raised, or ended before it answered
-└── SubmissionRefusedError            the node's outbox did not take a message
+├── SubmissionRefusedError            the node's outbox did not take a message
+└── PackagesUnavailableError          a package could not be installed
 
 Arguments that cannot be right raise the builtin ValueError or TypeError; a `Request` that takes too long raises the
 builtin TimeoutError.
@@ -31,3 +32,7 @@ class RequestFailedError(ServiceError):
 
 class SubmissionRefusedError(ServiceError):
     """The outbox did not take the message; the text says why (for instance: the disk is full)."""
+
+
+class PackagesUnavailableError(ServiceError):
+    """A package could not be installed; the text carries the installer's reason."""
