@@ -89,7 +89,7 @@ done
 
 # --- run ---------------------------------------------------------------------------------------------------------------
 # As little as there is: no rights, no network of its own, nothing writable but the volume.
-sealed=(--pull=never --read-only --read-only-tmpfs=false --cap-drop=all --security-opt no-new-privileges --network host "${limits[@]}")
+sealed=(--pull=never --read-only --read-only-tmpfs=false --cap-drop=all --security-opt no-new-privileges --network host --log-driver k8s-file "${limits[@]}")
 
 [ "$(podman run --rm "${sealed[@]}" --entrypoint python outstation-agent -c 'import os; print(os.getuid())')" = 10001 ] ||
     fail "the agent's image does not run as user 10001"
