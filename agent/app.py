@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from enum import Enum
@@ -79,6 +79,8 @@ class Agent:
         self._clock = clock or SystemClock()
         self._started_wall = self._clock.wall()
         self._ending: asyncio.Future[Ending] | None = None
+        self.ready = asyncio.Event()
+        """Set once everything that needs no network runs."""
 
     async def run(self) -> Ending:
         """Run until told to end; returns why."""
@@ -91,9 +93,10 @@ class Agent:
             environment = await self._start_pins(stack)
             outbox = await stack.enter_async_context(self._open_outbox())
             await self._compose(stack, outbox, environment)
+            self.ready.set()
             notify("READY=1")
             log.info("Agent %s runs as %s.", __version__, self._identity.node_name, extra={"action": "agent_running"})
-            why = await ending
+            why: Ending = await ending
             notify("STOPPING=1")
             log.info("Stopping.", extra={"action": "agent_stopping"})
         return why
@@ -149,10 +152,15 @@ class Agent:
         tasks = await stack.enter_async_context(_cancelled_at_the_end())
         await stack.enter_async_context(serve_control(paths.control_socket, {"status": status}))
         stack.push_async_callback(session.sign_out)
-        stack.push_async_callback(orchestrator.stop, self._config.stop_timeout_seconds)
         tasks.start(self._feed_watchdog(), "watchdog")
         tasks.start(sinks.run(), "sinks")
-        tasks.start(orchestrator.run(), "orchestrator")
+        orchestrating = tasks.start(orchestrator.run(), "orchestrator")
+
+        async def stop_services() -> None:
+            await orchestrator.stop(self._config.stop_timeout_seconds)
+            await asyncio.wait([orchestrating])
+
+        stack.push_async_callback(stop_services)
         # What was deployed last starts before, and without, any network.
         await commands.start_stored_deployment()
         tasks.start(reporter.run(), "reporter")
@@ -239,8 +247,10 @@ class _Tasks:
         self._group = group
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, work: Any, name: str) -> None:
-        self._tasks.append(self._group.create_task(work, name=name))
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = self._group.create_task(work, name=name)
+        self._tasks.append(task)
+        return task
 
     def cancel(self) -> None:
         for task in self._tasks:

@@ -240,10 +240,17 @@ class _Process:
     async def run(self) -> str:
         """Start the child and serve it until it ends; why it did."""
         async with AsyncExitStack() as stack:
+            starting = asyncio.create_task(self._start(stack), name="azure-start")
             try:
-                process = await self._start(stack)
+                process = await asyncio.shield(starting)
             except OSError as error:
                 return f"it cannot be started: {error}"
+            except asyncio.CancelledError:
+                # Told to end while the child starts: one that nobody waits for would be left behind.
+                await asyncio.wait([starting])
+                if starting.exception() is None:
+                    await self._end(starting.result())
+                raise
             try:
                 return await self._serve(process)
             finally:

@@ -52,6 +52,8 @@ class Node:
         self.agent = Agent(load_config(gpio="real"), self.paths, load_identity(self.paths), writer=LineWriter(self.log))
         task = asyncio.create_task(self.agent.run())
         try:
+            async with asyncio.timeout(20):
+                await self.agent.ready.wait()
             yield self.agent
         finally:
             self.agent.end(Ending.STOP)
@@ -111,7 +113,7 @@ async def test_node_starts_from_its_disk_with_no_portal_and_no_cloud(hub: FakeHu
     async with node.running():
         await cloud.wait_for(3)
     hub.status = 503
-    cloud.set_faults(refuse_connections=True)
+    cloud.set_faults(refuse_connections=3)
     async with node.running():
         async with asyncio.timeout(20):
             while (await node.status())["outbox"]["depth"] < 2:  # noqa: ASYNC110 - the control socket has no event
