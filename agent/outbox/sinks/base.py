@@ -93,8 +93,8 @@ class StatusBook:
         """The far end is there."""
         if not self._connected:
             self._since = self._clock.wall()
+            self._connects += 1
         self._connected = True
-        self._connects += 1
 
     def disconnected(self, reason: str = "") -> None:
         """The far end is not there; `reason` is kept when there is one."""
