@@ -28,8 +28,6 @@ from portal.problems import MEDIA_TYPE, Problem, add_error_handlers
 from portal.services.api import router as services_router
 from portal.settings import Settings
 
-BODY_LIMIT_BYTES = 2 * 1024 * 1024
-
 _DESCRIPTION = """
 Everything that the pages can do. Sign in with `POST /api/session`; the session is a cookie. Errors are
 `application/problem+json` with a stable `code`. Lists come in parts: `limit`, and `after` with the `next` of the
@@ -99,7 +97,6 @@ def create_app(
         openapi_url="/api/openapi.json",
         docs_url=None,
         redoc_url=None,
-        max_body_size=BODY_LIMIT_BYTES,
         responses=_problem_responses(),
     )
     app.state.portal = portal

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from portal.access import SESSION_COOKIE
@@ -18,6 +19,8 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # A page of another site can have a browser send these without asking first; with JSON it cannot.
 _FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
 _HUB = "/nodeHub"
+BODY_LIMIT_BYTES = 2 * 1024 * 1024
+"""A longer body is refused, whether its length was said before or not."""
 
 # The pages' framework writes its scripts into the page and compiles templates in the browser; everything is served
 # by the portal itself.
@@ -59,7 +62,12 @@ class Guard:
             )
             await refusal(scope, receive, self._with_headers(scope, send))
             return
-        await self._app(scope, receive, self._with_headers(scope, send))
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > BODY_LIMIT_BYTES:
+            refusal = problem(413, "body_too_large", "The request is too large", _too_large().detail)
+            await refusal(scope, receive, self._with_headers(scope, send))
+            return
+        await self._app(scope, _bounded(receive), self._with_headers(scope, send))
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
         tls = self._portal.url.startswith("https://")
@@ -81,6 +89,25 @@ class Guard:
             await send(message)
 
         return send_with_headers
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, f"The body is larger than {BODY_LIMIT_BYTES // 1024} KiB; send less at once.")
+
+
+def _bounded(receive: Receive) -> Receive:
+    taken = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal taken
+        message = await receive()
+        if message["type"] == "http.request":
+            taken += len(message.get("body", b""))
+            if taken > BODY_LIMIT_BYTES:
+                raise _too_large()
+        return message
+
+    return receive_bounded
 
 
 def _may_change(headers: Headers, method: str) -> bool:

@@ -13,7 +13,7 @@ from portal.console.feed import ConsoleFeed
 from portal.faults.panel import FaultList
 from portal.flows.views import FlowView
 from portal.hub.views import CommandName
-from portal.nodes.readings import READINGS, readings_of
+from portal.nodes.readings import READINGS, readings_of, text_of
 from portal.nodes.status import presence, service_mark
 from portal.nodes.views import (
     AssignedServiceView,
@@ -28,6 +28,7 @@ from portal.web.components import (
     Chart,
     Dialog,
     Drawing,
+    Drawn,
     Moment,
     Tag,
     TextField,
@@ -69,8 +70,9 @@ async def node_page(visit: Visit, node_id: str) -> None:
     shown = NodeShown(visit, node)
     organization = visit.caller.organization_id
     await visit.watch(nodes_topic(organization), catalog_topic(organization), then=shown.happened)
-    await visit.watch(console_topic(organization), then=shown.console.happened)
+    await visit.watch(console_topic(organization), then=shown.console.happened, pace_seconds=0)
     await shown.refresh()
+    await shown.console.load()
 
 
 class NodeShown:
@@ -80,7 +82,7 @@ class NodeShown:
         self._visit = visit
         self._id = node.id
         self._node = node
-        self._drawn: dict[str, Any] = {}
+        self._drawn = Drawn()
         self._charts: dict[str, Chart] = {}
         self._operates = visit.may("operator")
         with page_head(node.name, crumb=("Nodes", "/nodes")) as head:
@@ -95,7 +97,8 @@ class NodeShown:
                 with panel("Services", flush=True):
                     self._services = Tag("div", "", "list rows-states")
                 with panel("Machine", flush=True) as aside:
-                    self._measured = aside
+                    with aside, Tag("span", "", "muted small"):
+                        self._measured = Moment(None, never="")
                     self._machine = Tag("div")
                 self.console = ConsoleFeed(visit, node_id=node.id)
                 with panel("Faults", flush=True):
@@ -137,32 +140,23 @@ class NodeShown:
             flows = (await work.flows.list(limit=200)).items
             known = [each.tag for each in await work.nodes.tags()]
         self._node = node
-        self._draw(
-            "heading", (presence(node), node.presence_since, node.last_seen_at), self._heading, self._draw_heading
-        )
-        self._draw(
-            "trouble", (node.deployment_state, node.deployment_error, node.enabled), self._trouble, self._draw_trouble
-        )
-        self._draw("services", (node.services, node.assigned, node.online), self._services, self._draw_services)
-        self._draw("details", (node.model_dump(exclude={"facts", "services"}),), self._details, self._draw_details)
-        self._draw("tags", (node.tags, known), self._tags, lambda: self._draw_tags(known))
-        self._draw("hub", node.iot_hub, self._hub, self._draw_hub)
-        self._draw("timeline", events, self._timeline, lambda: self._draw_timeline(events))
+        seen = None if node.online else node.last_seen_at
+        draw = self._drawn.show
+        draw(self._heading, (presence(node), node.presence_since, seen), self._draw_heading)
+        trouble = (node.deployment_state, node.deployment_error, node.enabled, node.online)
+        draw(self._trouble, trouble, self._draw_trouble)
+        draw(self._services, (node.services, node.assigned, node.online), self._draw_services)
+        draw(self._details, self._details_of(node), self._draw_details)
+        draw(self._tags, (node.tags, known), lambda: self._draw_tags(known))
+        draw(self._hub, node.iot_hub, self._draw_hub)
+        draw(self._timeline, events, lambda: self._draw_timeline(events))
         used = pins_in_use(node.assigned, flows)
-        self._draw("pins", used, self._pins, lambda: self._draw_pins(used))
+        draw(self._pins, used, lambda: self._draw_pins(used))
         self._faults.show(faults)
         self._draw_machine()
         self.console.node_changed(node)
         if self._operates and self._enabled.value != node.enabled:
             self._enabled.value = node.enabled
-
-    def _draw(self, part: str, state: Any, place: Tag, draw: Any) -> None:
-        if part in self._drawn and self._drawn[part] == state:
-            return
-        self._drawn[part] = state
-        place.clear()
-        with place:
-            draw()
 
     def _draw_heading(self) -> None:
         node = self._node
@@ -227,46 +221,47 @@ class NodeShown:
     def _draw_machine(self) -> None:
         readings = readings_of(self._node.facts)
         at = self._node.facts_at
-        if not readings or at is None:
-            if not self._charts and "machine" not in self._drawn:
-                self._drawn["machine"] = "empty"
-                with self._machine:
-                    empty("No measurement yet.", "An online node measures itself when it signs in and each minute.")
+        if at is None or not readings:
+            self._drawn.show(self._machine, "nothing", self._draw_nothing_measured)
             return
-        if not self._charts:
-            self._machine.clear()
-            with self._machine, Tag("div", "", "charts"):
-                for reading in READINGS:
-                    if reading.name in readings:
-                        self._charts[reading.name] = Chart(
-                            reading.label, reading.unit, top=reading.top, digits=reading.digits
-                        )
-            with self._measured, Tag("span", "", "muted small"):
-                Tag("span", "measured ")
-                self._measured_at = Moment(at)
-        self._measured_at.show(at)
+        self._drawn.show(self._machine, sorted(readings), lambda: self._draw_charts(readings))
+        self._measured.show(at)
         for name, chart in self._charts.items():
-            if name in readings:
-                chart.push(at.timestamp(), readings[name])
+            chart.push(at.timestamp(), readings[name])
 
-    def _draw_details(self) -> None:
-        node = self._node
-        facts: list[tuple[str, str, bool]] = [
+    def _draw_nothing_measured(self) -> None:
+        empty("No measurement yet.", "An online node measures itself when it signs in and each minute.")
+
+    def _draw_charts(self, readings: Mapping[str, float]) -> None:
+        with Tag("div", "", "charts"):
+            self._charts = {
+                each.name: Chart(each.label, each.unit, top=each.top, digits=each.digits)
+                for each in READINGS
+                if each.name in readings
+            }
+
+    def _details_of(self, node: NodeDetail) -> list[tuple[str, str, bool]]:
+        agent = node.agent_version + (" (original)" if node.kind == "original" else "")
+        details = [
             ("Machine", node.machine_name, False),
-            ("Platform", node.platform, False),
-            ("Agent", node.agent_version + (" (original)" if node.kind == "original" else ""), True),
+            ("Board", text_of(node.facts, "model"), False),
+            ("System", text_of(node.facts, "operatingSystem") or node.platform, False),
+            ("Agent", agent, True),
+            ("Python", text_of(node.facts, "python"), True),
             ("Addresses", ", ".join(node.ip_addresses), True),
             ("MAC", ", ".join(node.mac_addresses), True),
-            ("Deployment", f"{node.deployment[:12]} {node.deployment_state}".strip(), True),
+            ("Deployment", f"{node.deployment[:12]} {node.deployment_state}" if node.deployment else "", True),
             ("Node id", node.id, True),
         ]
-        for label, value, mono in facts:
-            if value.strip():
-                Tag("dt", label)
-                Tag("dd", value, "data" if mono else "")
+        return [(label, value, mono) for label, value, mono in details if value.strip()]
+
+    def _draw_details(self) -> None:
+        for label, value, mono in self._details_of(self._node):
+            Tag("dt", label)
+            Tag("dd", value, "data" if mono else "")
         Tag("dt", "Added")
         with Tag("dd"):
-            Moment(node.created_at, "full")
+            Moment(self._node.created_at, "full")
 
     def _draw_tags(self, known: list[str]) -> None:
         tags = self._node.tags

@@ -41,6 +41,12 @@ def readings_of(facts: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def text_of(facts: Mapping[str, Any], key: str) -> str:
+    """A text among the facts; empty where there is none."""
+    value = facts.get(key)
+    return value if isinstance(value, str) else ""
+
+
 def _at(facts: Mapping[str, Any], key: str) -> Any:
     value: Any = facts
     for part in key.split("."):
