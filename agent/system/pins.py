@@ -232,8 +232,14 @@ class _Peer:
         return True
 
     def close(self) -> None:
+        """Hang up once everything is sent."""
         self.gone.set()
         self._writer.close()
+
+    def abort(self) -> None:
+        """Hang up at once: a peer that does not read would keep `close` waiting."""
+        self.gone.set()
+        self._writer.transport.abort()
 
 
 class _Pin:
@@ -322,6 +328,8 @@ class PinBoard:
         if server is None:
             return
         server.close()
+        for peer in self._peers:
+            peer.abort()
         tasks = [*self._connections, *self._pulses]
         for task in tasks:
             task.cancel()
@@ -405,7 +413,7 @@ class PinBoard:
             if peer.watching:
                 state = state or pin.state()
                 if not peer.tell(state):
-                    peer.close()
+                    peer.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = _Peer(writer)

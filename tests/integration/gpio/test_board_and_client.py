@@ -115,3 +115,19 @@ async def test_the_command_line_says_what_is_wrong(board: PinBoard, pins_socket:
 
     assert status == 1
     assert output == "outstation: There is no pin 99: the header has BCM 0 to 27. [pin_invalid]\n"
+
+
+async def test_a_watcher_that_does_not_read_is_hung_up_on_and_the_board_still_closes(
+    board: PinBoard, pins_socket: Path
+) -> None:
+    reader, writer = await asyncio.open_unix_connection(pins_socket, limit=1024)
+    writer.write(b'{"type":"command","id":1,"action":"watch"}\n')
+    await asyncio.wait_for(reader.readuntil(b'"id":1'), 10)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    for _ in range(20_000):
+        board.toggle(17)
+    await asyncio.wait_for(board.close(), 10)
+
+    assert board.read(17).number == 20_000
+    writer.close()
