@@ -23,7 +23,7 @@ async def console_page(visit: Visit) -> None:
     with page_head("Console", lead="What services write with Debug, Warning and ThrowError, as they write it."):
         pass
     shown = ConsoleShown(visit)
-    await visit.watch(console_topic(visit.caller.organization_id), then=shown.wrote)
+    await visit.watch(console_topic(visit.caller.organization_id), then=shown.wrote, pace_seconds=0)
     await visit.watch(nodes_topic(visit.caller.organization_id), then=shown.happened)
     await shown.load()
 

@@ -42,13 +42,50 @@ async def nodes_page(visit: Visit, status: str = "") -> None:
     await listing.refresh()
 
 
+class NodeRow:
+    """One node of the list, drawn again only when it has changed."""
+
+    def __init__(self, node: NodeView) -> None:
+        self.node = node
+        self._row = Tag("a", "", "row", href=f"/nodes/{node.id}")
+        self._fill()
+
+    def show(self, node: NodeView) -> None:
+        """Show the node as it is now."""
+        before, self.node = self.node, node
+        if before == node:
+            return
+        if before.model_copy(update={"last_seen_at": node.last_seen_at}) == node and before.last_seen_at:
+            self._seen.show(node.last_seen_at)
+            return
+        self._row.clear()
+        self._fill()
+
+    def _fill(self) -> None:
+        node = self.node
+        with self._row:
+            with Tag("span", "", "stack clip").style("gap: 0"):
+                Tag("span", node.name, "row-title clip")
+                if node.machine_name and node.machine_name != node.name:
+                    Tag("span", node.machine_name, "muted small clip")
+            with Tag("span", "", "line"):
+                status(*presence(node))
+                if node.faults:
+                    status("fault", f"{node.faults} fault{'' if node.faults == 1 else 's'}", "small")
+            with Tag("span", "", "second"):
+                if node.tags:
+                    tag_list(node.tags)
+            Tag("span", node.agent_version or "–", "data muted wide-only clip")
+            with Tag("span", "", "muted small wide-only"):
+                self._seen = Moment(node.last_seen_at)
+
+
 class NodeList:
-    """The list with its search; a row is drawn again only when its node has changed."""
+    """The list with its search."""
 
     def __init__(self, visit: Visit, status_wanted: str) -> None:
         self._visit = visit
-        self._shown: list[NodeView] = []
-        self._rows: dict[str, Tag] = {}
+        self._rows: list[NodeRow] = []
         self._limit = ROWS
         self._announced = Tag("div", "", "above")
         self._announced.visible = False
@@ -105,47 +142,22 @@ class NodeList:
         await self.refresh()
 
     def _draw(self, nodes: list[NodeView]) -> None:
-        if nodes and [node.id for node in nodes] == [node.id for node in self._shown]:
-            for old, new in zip(self._shown, nodes, strict=True):
-                if old != new:
-                    row = self._rows[new.id]
-                    row.clear()
-                    with row:
-                        self._fill(new)
-        else:
-            self._list.clear()
-            self._rows.clear()
-            with self._list:
-                if nodes:
-                    self._head()
-                    for node in nodes:
-                        self._rows[node.id] = row = Tag("a", "", "row", href=f"/nodes/{node.id}")
-                        with row:
-                            self._fill(node)
-                else:
-                    self._nothing()
-        self._shown = nodes
+        if nodes and [node.id for node in nodes] == [row.node.id for row in self._rows]:
+            for row, node in zip(self._rows, nodes, strict=True):
+                row.show(node)
+            return
+        self._list.clear()
+        with self._list:
+            if nodes:
+                self._head()
+            else:
+                self._nothing()
+            self._rows = [NodeRow(node) for node in nodes]
 
     def _head(self) -> None:
         with Tag("div", "", "row row-head", aria_hidden="true"):
             for title in ("Name", "Status", "Tags", "Agent", "Last seen"):
                 Tag("span", title)
-
-    def _fill(self, node: NodeView) -> None:
-        with Tag("span", "", "stack clip").style("gap: 0"):
-            Tag("span", node.name, "row-title clip")
-            if node.machine_name and node.machine_name != node.name:
-                Tag("span", node.machine_name, "muted small clip")
-        with Tag("span", "", "line"):
-            status(*presence(node))
-            if node.faults:
-                status("fault", f"{node.faults} fault{'' if node.faults == 1 else 's'}", "small")
-        with Tag("span", "", "second"):
-            if node.tags:
-                tag_list(node.tags)
-        Tag("span", node.agent_version or "–", "data muted wide-only clip")
-        with Tag("span", "", "muted small wide-only"):
-            Moment(node.last_seen_at)
 
     def _nothing(self) -> None:
         if self._search.value.strip() or self._tag.value or self._status.value:

@@ -13,7 +13,7 @@ from portal.flows.views import FlowView
 from portal.nodes.pages import add_node
 from portal.nodes.status import condition
 from portal.nodes.views import AnnouncementView, NodeView
-from portal.web.components import Button, Drawing, Moment, Tag, empty, mark_only, panel, status
+from portal.web.components import Button, Drawing, Drawn, Moment, Tag, empty, mark_only, panel, status
 from portal.web.icons import MarkKind, icon
 from portal.web.shell import page, page_head
 from portal.web.visit import Visit
@@ -83,12 +83,12 @@ class OverviewShown:
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
-        self._drawn: dict[str, Any] = {}
+        self._drawn = Drawn()
         self._steps = Tag("div", "", "above")
         with Tag("div", "", "stack stack-wide"):
             with Tag("section", "", "panel", aria_label="Numbers"):
                 self._numbers = Tag("div", "", "readouts")
-            with panel("Fleet", flush=True) as self._fleet_aside:
+            with panel("Fleet", flush=True):
                 self._fleet = Tag("div", "", "annunciator")
             with Tag("div", "", "columns columns-even"):
                 with panel("Needs attention", flush=True):
@@ -105,30 +105,17 @@ class OverviewShown:
         async with self._visit.reading() as work:
             now = await Picture.read(work)
         steps = (bool(now.nodes), now.running)
-        self._draw("steps", steps, self._steps, lambda: self._draw_steps(*steps))
         online = sum(node.online for node in now.nodes)
         faults = sum(node.faults for node in now.nodes)
         numbers = (online, len(now.nodes), now.more, faults, now.services, len(now.flows))
-        self._draw("numbers", numbers, self._numbers, lambda: self._draw_numbers(*numbers))
-        self._draw(
-            "fleet",
-            [(node.id, node.name, condition(node)) for node in now.nodes],
-            self._fleet,
-            lambda: self._draw_fleet(now),
-        )
+        fleet = [(node.id, node.name, condition(node)) for node in now.nodes]
         attention = [node for node in now.nodes if condition(node)[0] in ("fault", "warn")]
-        self._draw(
-            "attention", (attention, now.announcements), self._attention, lambda: self._draw_attention(attention, now)
-        )
+        show = self._drawn.show
+        show(self._steps, steps, lambda: self._draw_steps(*steps))
+        show(self._numbers, numbers, lambda: self._draw_numbers(*numbers))
+        show(self._fleet, fleet, lambda: self._draw_fleet(now))
+        show(self._attention, (attention, now.announcements), lambda: self._draw_attention(attention, now))
         self._faults.show(now.faults)
-
-    def _draw(self, part: str, state: Any, place: Tag, draw: Any) -> None:
-        if part in self._drawn and self._drawn[part] == state:
-            return
-        self._drawn[part] = state
-        place.clear()
-        with place:
-            draw()
 
     def _draw_steps(self, has_node: bool, runs: bool) -> None:
         if has_node and runs:

@@ -213,15 +213,12 @@ class Toggle(ValueElement[bool], component="elements/toggle.js"):
 class Moment(Element, component="elements/moment.js"):
     """A time that the browser keeps right: `ago`, `clock`, `full` or `countdown`."""
 
-    def __init__(
-        self, at: datetime | None, form: str = "ago", *, ended: str = "expired", on_ended: Handler | None = None
-    ) -> None:
+    def __init__(self, at: datetime | None, form: str = "ago", *, ended: str = "expired", never: str = "never") -> None:
         super().__init__()
+        self.props["never"] = never
         self.props["form"] = form
         self.props["ended"] = ended
         self.show(at)
-        if on_ended is not None:
-            self.on("ended", on_ended, [])
 
     def show(self, at: datetime | None) -> None:
         """Change the time."""
@@ -387,6 +384,22 @@ class SourceEditor(ui.codemirror):
 def keep_from_leaving(changed: bool) -> None:
     """Let the browser ask before it leaves a page with changes that are not saved."""
     ui.run_javascript(f"window.onbeforeunload = {'(event) => event.preventDefault()' if changed else 'null'}")
+
+
+class Drawn:
+    """Remembers what each place of a page shows, so that it is drawn again only when that has changed."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, Any] = {}
+
+    def show(self, place: Element, state: Any, draw: Handler) -> None:
+        """Clear `place` and call `draw` in it, unless it shows `state` already."""
+        if place.id in self._states and self._states[place.id] == state:
+            return
+        self._states[place.id] = state
+        place.clear()
+        with place:
+            draw()
 
 
 def status(kind: MarkKind, label: str, classes: str = "") -> Tag:

@@ -24,6 +24,7 @@ from portal.work import Caller, Work
 
 GATHER_SECONDS = 0.15
 """Events that come this close together are shown together."""
+PACE_SECONDS = 1.0
 RECHECK_SECONDS = 60.0
 """A page that only listens looks this often whether its session still holds."""
 _RANK: dict[Role, int] = {"viewer": 0, "operator": 1, "owner": 2}
@@ -83,16 +84,22 @@ class Visit:
         async with self.portal.writing(caller) as work:
             yield work
 
-    async def watch(self, *topics: str, then: Callable[[Sequence[Event]], Awaitable[None]]) -> Callable[[], None]:
+    async def watch(
+        self, *topics: str, then: Callable[[Sequence[Event]], Awaitable[None]], pace_seconds: float = PACE_SECONDS
+    ) -> Callable[[], None]:
         """Call `then` with what happens from now on; events that come together come as one call.
 
-        It ends when the tab is closed, or when what this returns is called.
+        The first event is shown at once; while they keep coming, the calls are `pace_seconds` apart (default 1), so
+        that a large fleet costs a page no more than a small one. It ends when the tab is closed, or when what this
+        returns is called.
         """
         client = ui.context.client
         subscription = self.portal.bus.subscribe(*topics)
         opened: AbstractAsyncContextManager[Subscription] = subscription
         events = await opened.__aenter__()
-        task = background_tasks.create(self._follow(client, events, opened, then), name=f"watch {self.address}")
+        task = background_tasks.create(
+            self._follow(client, events, opened, then, pace_seconds), name=f"watch {self.address}"
+        )
         client.on_delete(lambda: _end(task))
         return lambda: _end(task)
 
@@ -102,11 +109,13 @@ class Visit:
         events: Subscription,
         opened: AbstractAsyncContextManager[Subscription],
         then: Callable[[Sequence[Event]], Awaitable[None]],
+        pace_seconds: float,
     ) -> None:
+        earliest = 0.0
         try:
             while (first := await events.next()) is not None:
                 batch = [first]
-                until = time.monotonic() + GATHER_SECONDS
+                until = max(time.monotonic() + GATHER_SECONDS, earliest)
                 while (left := until - time.monotonic()) > 0:
                     try:
                         event = await events.next(left)
@@ -117,6 +126,7 @@ class Visit:
                     batch.append(event)
                 with client:
                     await self._show(then, batch)
+                earliest = time.monotonic() + pace_seconds
         finally:
             await opened.__aexit__(None, None, None)
 

@@ -5,7 +5,7 @@ let serial = 0;
 
 export default {
   template: `
-    <section class="console" :aria-label="label">
+    <div class="console">
       <div class="console-bar">
         <div class="field console-filter">
           <label class="sr-only" :for="id + '-filter'">Filter lines</label>
@@ -36,7 +36,7 @@ export default {
         <div v-if="!shown.length" class="console-none">{{ rows.length ? "No line matches the filter." : waiting }}</div>
       </div>
       <button v-if="!follows && !paused" type="button" class="btn btn-small console-jump" @click="jump">Jump to the newest line</button>
-    </section>
+    </div>
   `,
   props: {
     id: String,

@@ -9,17 +9,13 @@ setInterval(() => listeners.forEach((each) => each()), 1000);
 
 export default {
   template: `<time :datetime="iso" :title="full">{{ text }}</time>`,
-  props: { at: Number, form: { type: String, default: "ago" }, ended: { type: String, default: "expired" } },
+  props: { at: Number, form: { type: String, default: "ago" }, ended: { type: String, default: "expired" }, never: { type: String, default: "never" } },
   data() {
     return { now: Date.now() / 1000 };
   },
   mounted() {
     this.tick = () => {
       this.now = Date.now() / 1000;
-      if (this.form === "countdown" && this.now >= this.at && !this.over) {
-        this.over = true;
-        this.$emit("ended");
-      }
     };
     listeners.add(this.tick);
   },
@@ -37,7 +33,7 @@ export default {
       return this.at ? this.date.toLocaleString() : null;
     },
     text() {
-      if (!this.at) return "never";
+      if (!this.at) return this.never;
       if (this.form === "clock") return this.date.toLocaleTimeString([], { hour12: false });
       if (this.form === "full") return this.full;
       if (this.form === "countdown") {

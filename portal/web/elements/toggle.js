@@ -4,7 +4,7 @@ export default {
     <button type="button" class="toggle" role="switch" :aria-checked="value ? 'true' : 'false'" :aria-label="label"
       :disabled="disable" @click="$emit('update:value', !value)">
       <span class="toggle-track" aria-hidden="true"><span class="toggle-knob"></span></span>
-      <span v-if="!bare" class="toggle-text">{{ label }}<span class="toggle-state"> {{ value ? onText : offText }}</span></span>
+      <span v-if="!bare" class="toggle-text">{{ label }} <span class="toggle-state">{{ value ? onText : offText }}</span></span>
     </button>
   `,
   props: {
