@@ -135,7 +135,7 @@ class Site:
             *("portal", "run", "--host", "127.0.0.1", "--port", str(port)),
             *("--data", self.folder / "portal", "--ready-file", ready),
         )
-        document = self._ready(process, ready)
+        document = self.ready(process, ready)
         self.portal_url = document["url"]
         return process
 
@@ -160,8 +160,12 @@ class Site:
             *("iothub", "--host", self._hub_address, "--http-port", str(port)),
             *("--data", self.folder / "hub", "--ready-file", ready),
         )
-        self.hub_api = Api(self._ready(process, ready)["http_url"])
+        self.hub_api = Api(self.ready(process, ready)["http_url"])
         return process
+
+    @staticmethod
+    def free_port() -> int:
+        return free_port()
 
     def code(self) -> str:
         made = self.portal_api("POST", "/api/verification-codes", {})
@@ -228,7 +232,7 @@ class Site:
             if process.running:
                 process.kill()
 
-    def _ready(self, process: Process, file: Path) -> dict[str, Any]:
+    def ready(self, process: Process, file: Path) -> dict[str, Any]:
         def ready() -> bool:
             assert process.running, f"{process.name} ended:\n{process.text()}"
             return file.exists()

@@ -1,0 +1,192 @@
+"""What a person does with a node: enrol, run, stop, start without a network; and what happens when things die."""
+
+import random
+import re
+import time
+from typing import Any
+
+import pytest
+
+
+def wait(what: str, condition: Any, seconds: float = 40.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
+
+
+@pytest.fixture
+def running(site):
+    """A site with portal, hub and an enrolled node whose agent runs."""
+    site.start_hub()
+    site.start_portal()
+    site.set_up_portal()
+    site.enroll("pi")
+    site.start_agent()
+    wait("the node to sign in", lambda: site.node()["online"])
+    return site
+
+
+def library(site, name: str) -> str:
+    return site.portal_api("POST", "/api/services", {"name": name, "file": f"{name}.py", "from": f"library:{name}"})[
+        "id"
+    ]
+
+
+def press(site, pin: int, times: int) -> None:
+    """Toggle a simulated pin with the product's own command."""
+    result = site.call(
+        "pins", "toggle", str(pin), "--count", str(times), "--every", "0.02", "--runtime-dir", site.folder / "run"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def readings(site) -> list[dict[str, Any]]:
+    return [message for message in site.messages() if message["properties"]["os-service"] == "readgpio_py"]
+
+
+def test_node_runs_library_and_own_services_and_starts_again_without_any_network(running):
+    site = running
+    source = (
+        "from base_service import CustomService\n\n"
+        "class Greeter(CustomService):\n"
+        "    async def Start(self):\n"
+        "        await self.Debug('hello from the greeter')\n"
+        "        await self.SubmitMessage({'hello': self.get_settings()['nodeName']})\n"
+    )
+    greeter = site.import_service("Greeter.py", source)
+    gpio = library(site, "ReadGPIO")
+    site.assign(
+        {"service_id": gpio, "host": "pi", "static": {"pins": "17", "pull": "down", "debounce": 0}},
+        {"service_id": greeter, "host": "#ALL"},
+    )
+    wait("ReadGPIO to run", lambda: site.service_state("readgpio_py") == "running")
+
+    press(site, 17, 10)
+    wait("ten readings", lambda: len(readings(site)) == 10)
+    assert [reading["body"]["count"] for reading in readings(site)] == list(range(1, 11))
+    assert any(message.get("body") == {"hello": "pi"} for message in site.messages())
+
+    agent = next(process for process in site.processes if process.name == "agent")
+    status = site.call("status", "--state-dir", site.folder / "node", "--runtime-dir", site.folder / "run")
+    assert status.returncode == 0, status.stderr
+    assert "readgpio_py" in status.stdout
+    assert agent.stop() == 0
+
+    for process in site.processes:
+        if process.running:
+            process.stop()
+    site.start_agent()
+    wait(
+        "ReadGPIO to run with no portal and no hub",
+        lambda: (
+            '"running"'
+            in site.call(
+                "status", "--json", "--state-dir", site.folder / "node", "--runtime-dir", site.folder / "run"
+            ).stdout
+            and "readgpio_py"
+            in site.call("status", "--state-dir", site.folder / "node", "--runtime-dir", site.folder / "run").stdout
+        ),
+    )
+    press(site, 17, 5)
+    site.start_hub()
+    wait("the readings that were made without a network", lambda: len(readings(site)) == 15, seconds=90)
+    report = site.hub_api("GET", "/report")
+    assert report["missing"] == 0
+
+
+def test_nothing_is_lost_when_any_process_is_killed_at_any_moment(running):
+    site = running
+    gpio = library(site, "ReadGPIO")
+    site.assign({"service_id": gpio, "host": "pi", "static": {"pins": "17", "pull": "down", "debounce": 0}})
+    wait("ReadGPIO to run", lambda: site.service_state("readgpio_py") == "running")
+    chance = random.Random(20260101)
+    starters = {"agent": site.start_agent, "iothub": site.start_hub, "portal": site.start_portal}
+    runtime = site.folder / "run"
+
+    for turn in range(9):
+        presser = site.start(
+            "presser", "pins", "toggle", "17", "--count", "20", "--every", "0.02", "--runtime-dir", runtime
+        )
+        time.sleep(chance.uniform(0.1, 0.6))  # the moment of the kill is what is being varied
+        name = ("agent", "iothub", "portal")[turn % 3]
+        victim = [process for process in site.processes if process.name == name and process.running][-1]
+        victim.kill()
+        starters[name]()
+        presser.popen.wait(30)
+        wait(
+            "the pins to be read again",
+            lambda: (
+                "listening" in site.call("pins", "show", "--runtime-dir", runtime).stdout
+                or "readgpio_py" in site.call("pins", "show", "--runtime-dir", runtime).stdout
+            ),
+        )
+
+    press(site, 17, 1)
+
+    def settled() -> Any:
+        status = site.call("status", "--json", "--state-dir", site.folder / "node", "--runtime-dir", runtime)
+        return re.search(r'"depth": 0\b', status.stdout) and site.hub_api("GET", "/report")
+
+    report = wait("the outbox to be empty", settled, seconds=90)
+    assert report["missing"] == 0
+    assert report["distinct"] > 9
+
+
+def test_service_that_is_killed_is_started_again_and_the_portal_knows_why(running):
+    site = running
+    source = (
+        "import os, signal\n"
+        "from base_service import CustomService\n\n"
+        "class Victim(CustomService):\n"
+        "    async def Start(self):\n"
+        "        await self.SubmitMessage({'pid': os.getpid()})\n"
+    )
+    site.assign({"service_id": site.import_service("Victim.py", source), "host": "pi"})
+    first = wait("the first message", site.messages)[0]["body"]["pid"]
+    import os
+    import signal
+
+    os.kill(first, signal.SIGKILL)
+    messages = wait("another process", lambda: len(site.messages()) > 1 and site.messages())
+    assert messages[1]["body"]["pid"] != first
+    node = site.node()["id"]
+    faults = wait("the fault at the portal", lambda: site.portal_api("GET", f"/api/faults?node={node}")["items"])
+    assert faults[0]["code"] == "90000"
+    assert "SIGKILL" in faults[0]["text"]
+
+
+def test_no_secret_is_in_any_log(running):
+    site = running
+    source = (
+        "from base_service import CustomService\n\n"
+        "class Keeper(CustomService):\n"
+        "    async def Start(self):\n"
+        "        await self.SubmitMessage({'length': len(self.GetPropertyValue('security', 'token'))})\n"
+    )
+    service = site.portal_api(
+        "POST",
+        "/api/services",
+        {
+            "name": "Keeper",
+            "file": "Keeper.py",
+            "from": "import",
+            "source": source,
+            "properties": {"security": [{"id": "token", "label": "Token", "type": "string"}]},
+        },
+    )["id"]
+    site.assign({"service_id": service, "host": "pi", "security": {"token": "correct-horse-battery"}})
+    wait("the message", site.messages)
+    assert site.messages()[0]["body"] == {"length": len("correct-horse-battery")}
+    device = site.hub_api("PUT", "/devices/pi")
+    key = re.search(r"SharedAccessKey=([^;]+)", device["connection_string"])[1]
+    identity = (site.folder / "node" / "identity.json").read_text("utf-8")
+    private = re.search(r'"private_key": "([^"]+)"', identity)[1]
+    logs = site.logs()
+    for secret in ("correct-horse-battery", key, private, site.password):
+        assert secret not in logs
+    for file in (site.folder / "node").rglob("*"):
+        if file.is_file() and "correct-horse-battery" in file.read_text("utf-8", errors="ignore"):
+            assert file.stat().st_mode & 0o077 == 0, file
