@@ -50,6 +50,7 @@ from agent.outbox.sinks.azure_wire import (
 )
 from agent.outbox.sinks.base import CLOSE_SECONDS, SinkStatus, StatusBook
 from agent.outbox.sinks.cloud import CloudEvent, CloudHandler, CloudMessage, MethodAnswer, MethodCall, TwinUpdate
+from agent.outbox.sinks.guard import GuardedFeed
 from agent.secret import Secret
 
 log = logging.getLogger(__name__)
@@ -188,11 +189,15 @@ class AzureSink:
     async def run(self, feed: Feed) -> None:
         """Send what the feed has until cancelled."""
         backoff = FullJitterBackoff(first_seconds=1.0, most_seconds=60.0)
+        guarded = GuardedFeed(feed, self._book)
         while True:
-            process = _Process(self._settings, feed, self._book, self._on_cloud_event, self._clock)
+            process = _Process(self._settings, guarded, self._book, self._on_cloud_event, self._clock)
             self._process = process
             try:
                 reason = await process.run()
+            except BaseException:
+                guarded.close()
+                raise
             finally:
                 self._process = None
             if process.progressed:
@@ -211,7 +216,7 @@ class _Process:
     """One child process, from its start to its end."""
 
     def __init__(
-        self, settings: AzureSettings, feed: Feed, book: StatusBook, on_cloud_event: CloudHandler, clock: Clock
+        self, settings: AzureSettings, feed: GuardedFeed, book: StatusBook, on_cloud_event: CloudHandler, clock: Clock
     ) -> None:
         self._settings = settings
         self._feed = feed
@@ -220,7 +225,6 @@ class _Process:
         self._clock = clock
         self._session = 0
         """The session that messages may be sent in; 0 between sessions."""
-        self._outstanding: dict[int, OutboxMessage] = {}
         self._changed = asyncio.Event()
         self._deadline: float | None = None
         self._armed = asyncio.Event()
@@ -349,7 +353,7 @@ class _Process:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-        self._session_over("")
+        await self._session_over("its process ended")
         for task in self._tasks:
             task.cancel()
         for answer in self._reports.values():
@@ -373,13 +377,13 @@ class _Process:
         self._armed.set()
 
     def _expect_progress(self) -> None:
-        self._expect_within(self._settings.stall_seconds + SLACK_SECONDS if self._outstanding else None)
+        self._expect_within(self._settings.stall_seconds + SLACK_SECONDS if self._feed.outstanding else None)
 
     # ---- to the child
 
     async def _send(self) -> None:
         while True:
-            room = self._settings.window - len(self._outstanding)
+            room = self._settings.window - len(self._feed.outstanding)
             if not self._session or room <= 0:
                 self._changed.clear()
                 await self._changed.wait()
@@ -389,11 +393,9 @@ class _Process:
             if not session:
                 self._feed.give_back([message.id for message in batch])
                 continue
-            first = not self._outstanding
-            self._outstanding.update((message.id, message) for message in batch)
             self._book.sent += len(batch)
             self._write(Send(session, [_telemetry(message) for message in batch]))
-            if first:
+            if len(batch) == len(self._feed.outstanding):
                 self._expect_progress()
             try:
                 await self._writer.drain()
@@ -427,7 +429,7 @@ class _Process:
             self._session = 0
             self._expect_within(self._settings.connect_timeout_seconds + SLACK_SECONDS)
         elif isinstance(record, Disconnected):
-            self._session_over(record.reason)
+            await self._session_over(record.reason)
             patience = record.retry_seconds + self._settings.connect_timeout_seconds + 10.0 + SLACK_SECONDS
             self._expect_within(patience)
         elif isinstance(record, Refused):
@@ -454,25 +456,22 @@ class _Process:
             log.warning("IoT Hub %s: %s", self._settings.hub, record.text, extra={"action": "azure_trouble"})
 
     async def _confirm(self, ids: list[int]) -> None:
-        known = [message_id for message_id in ids if self._outstanding.pop(message_id, None) is not None]
-        self._book.acknowledged += len(known)
-        await self._feed.acknowledge(known)
+        await self._feed.acknowledge(ids)
         self._expect_progress()
         self._changed.set()
 
     async def _refuse(self, record: Refused) -> None:
-        if self._outstanding.pop(record.id, None) is not None:
-            self._book.parked += 1
+        if record.id in self._feed.outstanding:
             await self._feed.park(record.id, record.reason)
             self._changed.set()
 
-    def _session_over(self, reason: str) -> None:
+    async def _session_over(self, reason: str) -> None:
         was_connected, self._session = self._session != 0, 0
         self._twin = None
         self._early_patches.clear()
         self._book.disconnected(reason)
-        self._feed.give_back(list(self._outstanding))
-        self._outstanding.clear()
+        # A session that ends without a reason was renewed or stopped on purpose.
+        await self._feed.session_over(reason, blame=bool(reason))
         if reason:
             log.log(
                 logging.WARNING if was_connected else logging.INFO,

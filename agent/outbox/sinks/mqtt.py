@@ -24,6 +24,7 @@ from agent.errors import ConfigError, MissingExtraError
 from agent.outbox.feed import Feed
 from agent.outbox.message import Kind, OutboxMessage
 from agent.outbox.sinks.base import SinkStatus, StatusBook
+from agent.outbox.sinks.guard import GuardedFeed
 from agent.secret import Secret
 
 if TYPE_CHECKING:
@@ -161,10 +162,12 @@ class MqttSink:
         backoff = FullJitterBackoff(first_seconds=0.5, most_seconds=60.0)
         # Of its own: a name server or a broker that hangs must not occupy the loop's threads.
         threads = ThreadPoolExecutor(2, "mqtt-connect")
+        guarded = GuardedFeed(feed, self._book)
         try:
             while True:
-                session = _Session(self._settings, self._node, feed, self._book, threads)
+                session = _Session(self._settings, self._node, guarded, self._book, threads)
                 reason = await session.run()
+                await guarded.session_over(reason)
                 self._book.disconnected(reason)
                 log.warning(
                     "Not connected to the broker %s: %s",
@@ -176,6 +179,7 @@ class MqttSink:
                     backoff.reset()
                 await self._clock.sleep(backoff.next_seconds())
         finally:
+            guarded.close()
             self._book.disconnected()
             threads.shutdown(wait=False)
 
@@ -184,7 +188,7 @@ class _Session:
     """One connection with one client object: paho keeps what it did not deliver, so none is used twice."""
 
     def __init__(
-        self, settings: MqttSettings, node: str, feed: Feed, book: StatusBook, threads: ThreadPoolExecutor
+        self, settings: MqttSettings, node: str, feed: GuardedFeed, book: StatusBook, threads: ThreadPoolExecutor
     ) -> None:
         self._settings = settings
         self._node = node
@@ -200,7 +204,6 @@ class _Session:
         self._room = asyncio.Event()
         self._pending: dict[int, int] = {}
         """The outbox's id by MQTT's packet id."""
-        self._unsent: list[OutboxMessage] = []
         self._progress = 0.0
         self._acknowledged: deque[tuple[int, ReasonCode]] = deque()
         self._waking = False
@@ -220,7 +223,6 @@ class _Session:
         except (OSError, ValueError) as error:
             return str(error) or type(error).__name__
         finally:
-            self._feed.give_back([*self._pending.values(), *(message.id for message in self._unsent)])
             if client is not None:
                 client.disconnect()
                 await self._settle(client)
@@ -248,34 +250,33 @@ class _Session:
     # ---- on the loop
 
     async def _send(self, client: Client) -> None:
-        while True:
+        while self._end is None:
             room = self._window - len(self._pending)
             if room <= 0:
                 self._room.clear()
                 await self._room.wait()
                 continue
-            self._unsent = await self._feed.take(room)
+            batch = await self._feed.take(room)
             if not self._pending:
                 self._progress = time.monotonic()
-            while self._unsent:
-                await self._send_one(client, self._unsent[0])
-                if self._end is not None:
-                    await asyncio.Event().wait()
-                del self._unsent[0]
+            for message in batch:
+                await self._send_one(client, message)
             self._changed.set()
 
     async def _send_one(self, client: Client, message: OutboxMessage) -> None:
+        if self._end is not None:
+            return
         topic = self._settings.topic_of(message)
         payload = message.payload if self._settings.envelope == "none" else _envelope(message)
         properties = _properties(message) if self._settings.protocol == "5" else None
         most = self._packet_bytes
         if most is not None and _packet_size(topic, payload, message) > most:
-            await self._park(message.id, f"The broker takes packets of at most {most} bytes.")
+            await self._feed.park(message.id, f"The broker takes packets of at most {most} bytes.")
             return
         try:
             info = client.publish(topic, payload, qos=1, properties=properties)
         except ValueError as error:
-            await self._park(message.id, f"It cannot be published: {error}.")
+            await self._feed.park(message.id, f"It cannot be published: {error}.")
             return
         if info.rc != 0:
             self._end_with("the connection was lost")
@@ -313,19 +314,14 @@ class _Session:
                 continue
             del self._pending[packet_id]
             if reason.is_failure:
-                await self._park(message_id, f"The broker refused it: {reason}.")
+                await self._feed.park(message_id, f"The broker refused it: {reason}.")
             else:
                 arrived.append(message_id)
         if arrived:
             self._progress = time.monotonic()
             self.progressed = True
-            self._book.acknowledged += len(arrived)
             await self._feed.acknowledge(arrived)
         self._room.set()
-
-    async def _park(self, message_id: int, reason: str) -> None:
-        self._book.parked += 1
-        await self._feed.park(message_id, reason)
 
     async def _drain(self) -> None:
         """Give what is on its way a moment to be confirmed."""
