@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -290,7 +291,7 @@ class PinBoard:
     """Hold the levels of 28 BCM pins and serve them on a Unix socket.
 
     Args:
-        socket: where to listen; the file is made readable by the agent's user alone.
+        path: where to listen, as a Unix socket that the agent's user alone can reach.
         clock: stamps the edges.
 
     An asynchronous context manager; on the loop only. The methods are also there for the agent itself:
@@ -299,8 +300,8 @@ class PinBoard:
             board.set(17, True)
     """
 
-    def __init__(self, socket: Path, *, clock: Clock | None = None) -> None:
-        self._socket = socket
+    def __init__(self, path: Path, *, clock: Clock | None = None) -> None:
+        self._socket = path
         self._clock = clock or SystemClock()
         self._pins = [_Pin(number) for number in range(PIN_COUNT)]
         self._peers: set[_Peer] = set()
@@ -318,9 +319,8 @@ class PinBoard:
     async def start(self) -> None:
         """Listen. Raises PinError for a path that is too long, OSError when the socket cannot be made."""
         check_socket_path(self._socket)
-        self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._server = await asyncio.start_unix_server(self._serve, path=self._socket)
-        self._socket.chmod(0o600)
+        listening = await asyncio.to_thread(_listen_at, self._socket)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listening)
 
     async def close(self) -> None:
         """Stop listening and hang up on everybody. Calling it again does nothing."""
@@ -335,8 +335,7 @@ class PinBoard:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
-        with contextlib.suppress(OSError):
-            self._socket.unlink()
+        await asyncio.to_thread(self._socket.unlink, missing_ok=True)
 
     def set(self, pin: int, level: bool) -> PinChange:
         """Drive `pin` from outside, as a wire to 3.3 V or to ground does.
@@ -502,13 +501,28 @@ class PinBoard:
                 return Done(id=command.id, pins=self.read_all())
 
 
+def _listen_at(path: Path) -> socket.socket:
+    """A listening socket that its own user alone can reach, in the place of one that a killed agent left."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(os.fspath(path))
+        path.chmod(0o600)  # before anybody can connect
+        listening.listen(100)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
 # --- The controller's side ------------------------------------------------------------------------------------------
 
 
 class PinClient:
     """Set, toggle and watch simulated pins from another process.
 
-        async with await PinClient.connect(socket) as pins:
+        async with await PinClient.connect(path) as pins:
             change = await pins.toggle(17)
             print(change.listeners, "services were told")
 
@@ -524,15 +538,15 @@ class PinClient:
         self._task = asyncio.create_task(self._listen(reader), name="pin-client")
 
     @classmethod
-    async def connect(cls, socket: Path, *, timeout_seconds: float = 5.0) -> PinClient:
-        """Connect to the board at `socket`. Raises PinBoardUnreachableError when there is none."""
-        check_socket_path(socket)
+    async def connect(cls, path: Path, *, timeout_seconds: float = 5.0) -> PinClient:
+        """Connect to the board at `path`. Raises PinBoardUnreachableError when there is none."""
+        check_socket_path(path)
         try:
             async with asyncio.timeout(timeout_seconds):
-                reader, writer = await asyncio.open_unix_connection(socket)
+                reader, writer = await asyncio.open_unix_connection(path)
         except (OSError, TimeoutError) as error:
             raise PinBoardUnreachableError(
-                f"No simulated pins answer at {socket}: start the agent with `outstation run --gpio simulated`, "
+                f"No simulated pins answer at {path}: start the agent with `outstation run --gpio simulated`, "
                 "or name the socket of the agent you mean."
             ) from error
         writer.write(encode_line(Hello(name="controller")))

@@ -23,7 +23,7 @@ def pins_socket() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def board(pins_socket: Path) -> AsyncIterator[PinBoard]:
+async def board(pins_socket: Path, no_blocking_calls: object) -> AsyncIterator[PinBoard]:
     async with PinBoard(pins_socket) as board:
         yield board
 
