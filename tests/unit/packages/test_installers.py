@@ -144,24 +144,29 @@ def test_the_end_of_the_output_is_kept_without_credentials() -> None:
 
 def test_an_installer_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    script = (
-        "import os, subprocess, sys, pathlib; child = subprocess.Popen(['sleep', '600']); "
-        f"pathlib.Path({str(note)!r}).write_text(str(child.pid)); print('waiting', flush=True); child.wait()"
-    )
+    script = f"sleep 600 & echo $! > {note}; echo waiting; wait"
 
-    outcome = run([sys.executable, "-c", script], os.environ, timeout_seconds=1.5, on_wait=print)
+    outcome = run(["sh", "-c", script], os.environ, timeout_seconds=2, on_wait=print)
 
     assert outcome.timed_out
     assert outcome.tail == ["waiting"]
-    status = Path(f"/proc/{note.read_text()}/stat")
+    status = Path(f"/proc/{note.read_text().strip()}/stat")
     assert not status.exists() or status.read_text().split()[2] == "Z"
 
 
-def test_a_long_install_says_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_install_says_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installers, "PROGRESS_SECONDS", 0.05)
+    go_on = tmp_path / "go-on"
+    os.mkfifo(go_on)
     said: list[str] = []
-    script = "import sys, time; print('Downloading a', flush=True); sys.stdin.read(); time.sleep(0.5)"
 
-    run([sys.executable, "-c", script], os.environ, timeout_seconds=30, on_wait=said.append)
+    def hear(line: str) -> None:
+        if line and not said:
+            said.append(line)
+            go_on.write_text("now\n")
 
-    assert "Downloading a" in said
+    outcome = run(
+        ["sh", "-c", f"echo Downloading a; read line < {go_on}"], os.environ, timeout_seconds=60, on_wait=hear
+    )
+
+    assert (outcome.status, said) == (0, ["Downloading a"])
