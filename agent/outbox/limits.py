@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import quote
 
 from agent.errors import ConfigError
 from agent.outbox.message import Submission
@@ -14,8 +15,11 @@ LEAST_BYTES = 1 << 20
 IOT_HUB_LIMIT_BYTES = 262_144
 """What an IoT Hub accepts in one message, properties included."""
 
-LEDGER_PROPERTIES_BYTES = 512
-"""Kept free in each message for the properties that the agent adds."""
+RESERVED_BYTES = 2_048
+"""Of that, what the agent's own properties may take, as Azure's SDK counts."""
+
+PROPERTIES_LIMIT_BYTES = 60_000
+"""For all properties together, percent-encoded: they travel in the MQTT topic, which ends at 65,535 bytes."""
 
 DropReason = Literal["expired", "age", "full"]
 
@@ -45,13 +49,22 @@ class Limits:
 def check_size(submission: Submission) -> None:
     """Refuse what an IoT Hub would refuse for ever, before it is stored.
 
-    Raises ValueError, saying how large the message is and how large it may be. Needs nothing but the message: from any
-    thread.
+    Raises ValueError, saying how large the message is and how large it may be. From any thread.
     """
-    properties = sum(len(key.encode()) + len(value.encode()) for key, value in submission.properties.items())
-    size = len(submission.payload) + properties + LEDGER_PROPERTIES_BYTES
-    if size > IOT_HUB_LIMIT_BYTES:
+    encoded = sum(len(quote(text, safe="")) + 1 for pair in submission.properties.items() for text in pair)
+    if encoded > PROPERTIES_LIMIT_BYTES:
+        raise ValueError(
+            f"The properties of a message of {submission.service} are too large: {encoded} bytes percent-encoded; "
+            f"together they may be {PROPERTIES_LIMIT_BYTES}. Put what is long into the message itself."
+        )
+    properties = sum(_counted(text) for pair in submission.properties.items() for text in pair)
+    if len(submission.payload) + properties > IOT_HUB_LIMIT_BYTES - RESERVED_BYTES:
         raise ValueError(
             f"A message of {submission.service} is too large: {len(submission.payload)} bytes and {properties} bytes "
-            f"of properties; together they may be {IOT_HUB_LIMIT_BYTES - LEDGER_PROPERTIES_BYTES}. Send it in parts."
+            f"of properties; together they may be {IOT_HUB_LIMIT_BYTES - RESERVED_BYTES}. Send it in parts."
         )
+
+
+def _counted(text: str) -> int:
+    # Azure's SDK checks the size that Python's objects have in memory, and refuses above it.
+    return len(text) + 56 if text.isascii() else 4 * len(text) + 80
