@@ -222,7 +222,7 @@ class Site:
 
     def messages(self) -> list[dict[str, Any]]:
         found = self.hub_api("GET", "/messages?limit=1000")
-        return list(found["items"] if isinstance(found, dict) else found)
+        return list(found["messages"])
 
     def logs(self) -> str:
         return "\n".join(f"--- {process.name}\n{process.text()}" for process in self.processes)

@@ -1,7 +1,10 @@
 """What a person does with a node: enrol, run, stop, start without a network; and what happens when things die."""
 
+import json
+import os
 import random
 import re
+import signal
 import time
 from typing import Any
 
@@ -35,11 +38,22 @@ def library(site, name: str) -> str:
     ]
 
 
+def pins(site, *arguments: str):
+    return site.call("pins", "--runtime-dir", site.folder / "run", *arguments)
+
+
+def status(site, *arguments: str):
+    return site.call("status", "--state-dir", site.folder / "node", "--runtime-dir", site.folder / "run", *arguments)
+
+
+def runs_offline(site, service: str) -> bool:
+    known = json.loads(status(site, "--json").stdout)
+    return known["running"] and {s["id"]: s["state"] for s in known["services"]}.get(service) == "running"
+
+
 def press(site, pin: int, times: int) -> None:
     """Toggle a simulated pin with the product's own command."""
-    result = site.call(
-        "pins", "toggle", str(pin), "--count", str(times), "--every", "0.02", "--runtime-dir", site.folder / "run"
-    )
+    result = pins(site, "toggle", str(pin), "--count", str(times), "--every", "0.02")
     assert result.returncode == 0, result.stderr
 
 
@@ -70,26 +84,16 @@ def test_node_runs_library_and_own_services_and_starts_again_without_any_network
     assert any(message.get("body") == {"hello": "pi"} for message in site.messages())
 
     agent = next(process for process in site.processes if process.name == "agent")
-    status = site.call("status", "--state-dir", site.folder / "node", "--runtime-dir", site.folder / "run")
-    assert status.returncode == 0, status.stderr
-    assert "readgpio_py" in status.stdout
+    shown = status(site)
+    assert shown.returncode == 0, shown.stderr
+    assert "readgpio_py" in shown.stdout
     assert agent.stop() == 0
 
     for process in site.processes:
         if process.running:
             process.stop()
     site.start_agent()
-    wait(
-        "ReadGPIO to run with no portal and no hub",
-        lambda: (
-            '"running"'
-            in site.call(
-                "status", "--json", "--state-dir", site.folder / "node", "--runtime-dir", site.folder / "run"
-            ).stdout
-            and "readgpio_py"
-            in site.call("status", "--state-dir", site.folder / "node", "--runtime-dir", site.folder / "run").stdout
-        ),
-    )
+    wait("ReadGPIO to run with no portal and no hub", lambda: runs_offline(site, "readgpio_py"))
     press(site, 17, 5)
     site.start_hub()
     wait("the readings that were made without a network", lambda: len(readings(site)) == 15, seconds=90)
@@ -108,7 +112,7 @@ def test_nothing_is_lost_when_any_process_is_killed_at_any_moment(running):
 
     for turn in range(9):
         presser = site.start(
-            "presser", "pins", "toggle", "17", "--count", "20", "--every", "0.02", "--runtime-dir", runtime
+            "presser", "pins", "--runtime-dir", runtime, "toggle", "17", "--count", "20", "--every", "0.02"
         )
         time.sleep(chance.uniform(0.1, 0.6))  # the moment of the kill is what is being varied
         name = ("agent", "iothub", "portal")[turn % 3]
@@ -116,19 +120,13 @@ def test_nothing_is_lost_when_any_process_is_killed_at_any_moment(running):
         victim.kill()
         starters[name]()
         presser.popen.wait(30)
-        wait(
-            "the pins to be read again",
-            lambda: (
-                "listening" in site.call("pins", "show", "--runtime-dir", runtime).stdout
-                or "readgpio_py" in site.call("pins", "show", "--runtime-dir", runtime).stdout
-            ),
-        )
+        wait("the node to read its pins again", lambda: runs_offline(site, "readgpio_py"))
 
     press(site, 17, 1)
 
     def settled() -> Any:
-        status = site.call("status", "--json", "--state-dir", site.folder / "node", "--runtime-dir", runtime)
-        return re.search(r'"depth": 0\b', status.stdout) and site.hub_api("GET", "/report")
+        empty = json.loads(status(site, "--json").stdout)["outbox"]["depth"] == 0
+        return empty and site.hub_api("GET", "/report")
 
     report = wait("the outbox to be empty", settled, seconds=90)
     assert report["missing"] == 0
@@ -146,9 +144,6 @@ def test_service_that_is_killed_is_started_again_and_the_portal_knows_why(runnin
     )
     site.assign({"service_id": site.import_service("Victim.py", source), "host": "pi"})
     first = wait("the first message", site.messages)[0]["body"]["pid"]
-    import os
-    import signal
-
     os.kill(first, signal.SIGKILL)
     messages = wait("another process", lambda: len(site.messages()) > 1 and site.messages())
     assert messages[1]["body"]["pid"] != first
@@ -174,9 +169,10 @@ def test_no_secret_is_in_any_log(running):
             "file": "Keeper.py",
             "from": "import",
             "source": source,
-            "properties": {"security": [{"id": "token", "label": "Token", "type": "string"}]},
         },
     )["id"]
+    token = {"id": "token", "label": "Token", "type": "string"}
+    site.portal_api("PATCH", f"/api/services/{service}", {"properties": {"security": [token]}})
     site.assign({"service_id": service, "host": "pi", "security": {"token": "correct-horse-battery"}})
     wait("the message", site.messages)
     assert site.messages()[0]["body"] == {"length": len("correct-horse-battery")}
