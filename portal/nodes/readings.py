@@ -25,7 +25,7 @@ READINGS: tuple[Reading, ...] = (
     Reading("memory", "Memory", "%", 100, 0, ("memory.percent", "memoryPercent", "memory")),
     Reading("disk", "Disk", "%", 100, 0, ("disk.percent", "diskPercent", "disk")),
     Reading("temperature", "Temperature", "°C", 100, 1, ("temperatureCelsius", "temperature.celsius", "temperature")),
-    Reading("outbox", "Outbox", " waiting", None, 0, ("outbox.depth", "outboxDepth", "outbox")),
+    Reading("outbox", "Outbox", " msg", None, 0, ("outbox.depth", "outboxDepth", "outbox")),
 )
 
 

@@ -98,7 +98,7 @@ class NodeEventView(View):
 class NodeChange(Form):
     """What to change; a field that is left out stays as it is."""
 
-    name: str | None = Field(default=None, pattern=NODE_NAME_PATTERN, examples=["pump-house-1"])
+    name: str | None = Field(default=None, max_length=63, examples=["pump-house-1"])
     tags: list[Tag] | None = Field(default=None, max_length=50, examples=[["pumps", "north"]])
     enabled: bool | None = None
     console: bool | None = None

@@ -75,15 +75,9 @@ class ServiceShown:
         self._edits = visit.may("operator")
         self._dirty = False
         self._checking: asyncio.Task[None] | None = None
-        with page_head(
-            service.name,
-            crumb=("Services", "/services"),
-            lead=service.description.splitlines()[0] if service.description else "",
-        ):
-            if self._edits:
-                Button("Update minor", visit.acting(lambda: self._update("minor")))
-                Button("Update major", visit.acting(lambda: self._update("major")))
-                self._save_button = Button("Save", visit.acting(self._save), kind="primary")
+        lead = service.description.splitlines()[0] if service.description else ""
+        with page_head(service.name, crumb=("Services", "/services"), lead=lead):
+            pass
         with Tag("div", "", "stack stack-wide"):
             self._build_editor()
             with Tag("div", "", "columns"):
@@ -105,20 +99,24 @@ class ServiceShown:
         self._draw()
 
     def _build_editor(self) -> None:
+        act = self._visit.acting
         with Tag("section", "", "panel", aria_label="Editor"):
             with Tag("div", "", "panel-head"):
                 with Tag("div", "", "line"):
                     Tag("h2", self._service.file, "data")
                     self._version = Tag("span", self._source.version, "tag data")
-                self._frozen = Tag("span", "", "muted small")
-            self._editor = SourceEditor(
-                self._source.source, on_edit=self._edited, on_save=lambda: self._visit.acting(self._save)()
-            )
+                    self._state = Tag("span", "", "muted small")
+                self._requirements = Tag("div", "", "line muted small")
+            self._editor = SourceEditor(self._source.source, on_edit=self._edited, on_save=act(self._save))
             if not self._edits:
                 self._editor.disable()
             with Tag("div", "", "editor-foot"):
-                self._verdict = Tag("div", "", "line", role="status", aria_live="polite")
-                self._requirements = Tag("div", "", "line muted small")
+                self._verdict = Tag("div", "", "line grow", role="status", aria_live="polite")
+                if self._edits:
+                    with Tag("div", "", "line"):
+                        Button("Update minor", act(lambda: self._update("minor")))
+                        Button("Update major", act(lambda: self._update("major")))
+                        self._save_button = Button("Save", act(self._save), kind="primary")
 
     async def happened(self, events: Sequence[Event]) -> None:
         """Show versions and uses again after a change somewhere."""
@@ -191,7 +189,7 @@ class ServiceShown:
             return
         self._dirty = dirty
         keep_from_leaving(dirty)
-        self._frozen.text = "Not saved yet" if dirty else ""
+        self._state.text = "Not saved yet" if dirty else ""
 
     def _opening(self, version: str) -> Any:
         async def show() -> None:
@@ -213,7 +211,7 @@ class ServiceShown:
         self._version.text = source.version
         can_edit = self._edits and source.editable
         self._editor.set_enabled(can_edit)
-        self._frozen.text = "" if source.editable else "Frozen: only the newest version can be changed"
+        self._state.text = "" if source.editable else "Frozen: only the newest version can be changed"
         if self._edits:
             self._save_button.enable(can_edit)
         self._draw()

@@ -13,7 +13,7 @@ from fastapi.responses import RedirectResponse
 from nicegui import ui
 
 from portal.errors import NotSignedInError, PortalError
-from portal.web.components import Button, Dialog, Drawing, Tag, ThemeSwitch
+from portal.web.components import Button, Dialog, Drawing, Tag, ThemeSwitch, tell
 from portal.web.icons import BRAND, icon
 from portal.web.visit import Visit, sign_in_address
 
@@ -85,7 +85,8 @@ def _address(request: Request) -> str:
 
 @contextmanager
 def frame(visit: Visit, section: str) -> Iterator[None]:
-    """Menu, account and the place for a page's own content."""
+    """Menu, account and the place for a page's own content; a fault of the portal is told, and logged."""
+    ui.on_exception(lambda: tell("That failed. The fault is the portal's; its log has the details.", fault=True))
     Tag("a", "Skip to the content", "skip", href="#main")
     with Tag("div", "", "shell"):
         with Tag("header", "", "topbar"):

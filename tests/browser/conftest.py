@@ -71,20 +71,21 @@ class PortalProcess:
         await self._open_session("/api/session", {})
 
     async def _open_session(self, path: str, form: dict[str, str]) -> None:
-        async with aiohttp.ClientSession() as session:
-            body = {**form, "name": OWNER, "password": PASSWORD}
-            async with session.post(self.url + path, json=body) as answer:
-                assert answer.status == 201, await answer.text()
-                self.cookie = answer.cookies["outstation_session"].value
+        body = {**form, "name": OWNER, "password": PASSWORD}
+        async with aiohttp.ClientSession() as session, session.post(self.url + path, json=body) as answer:
+            assert answer.status == 201, await answer.text()
+            self.cookie = answer.cookies["outstation_session"].value
 
     async def api(self, method: str, path: str, body: object = None) -> Any:
         """Call the REST API as the owner; the answer's JSON."""
         headers = {"Cookie": f"outstation_session={self.cookie}", "Origin": self.url}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            async with session.request(method, self.url + path, json=body) as answer:
-                text = await answer.text()
-                assert answer.status < 400, f"{method} {path}: {answer.status} {text}"
-                return json.loads(text) if text else None
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.request(method, self.url + path, json=body) as answer,
+        ):
+            text = await answer.text()
+            assert answer.status < 400, f"{method} {path}: {answer.status} {text}"
+            return json.loads(text) if text else None
 
 
 @asynccontextmanager

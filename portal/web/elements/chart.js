@@ -71,11 +71,12 @@ export default {
     when() {
       if (!this.rows.length) return "no reading yet";
       if (this.at !== null) return new Date(this.chosen[0] * 1000).toLocaleTimeString([], { hour12: false });
+      if (this.rows.length < 2) return "now";
       const seconds = this.span[1] - this.span[0];
       return seconds < 90 ? `last ${Math.max(1, Math.round(seconds))} s` : `last ${Math.round(seconds / 60)} min`;
     },
     scale() {
-      return this.rows.length ? `0 to ${this.ceiling}${this.unit}` : "";
+      return this.rows.length ? `0–${this.ceiling}${this.unit}` : "";
     },
     summary() {
       return this.last ? `${this.label}: ${this.last[1].toFixed(this.digits)}${this.unit}` : `${this.label}: no reading yet`;
