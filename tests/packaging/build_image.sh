@@ -105,8 +105,9 @@ port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0));
 podman run --detach --name outstation-test-portal "${sealed[@]}" --volume outstation-test-portal:/var/lib/outstation \
     --env PORTAL_HOST=127.0.0.1 --env PORTAL_PORT="$port" outstation-portal >/dev/null
 
-# The log itself is followed, so that nothing waits longer than it must.
-link=$(timeout 60 podman logs --follow outstation-test-portal 2>&1 | grep --line-buffered -m 1 -oE 'https?://[^ ]+/setup\?token=[^ ]+') ||
+# The log itself is followed, so that nothing waits longer than it must; grep ends with the link, the following by itself.
+link=$(grep --line-buffered -m 1 -oE 'https?://[^ ]+/setup\?token=[^ ]+' \
+    < <(timeout 60 podman "${storage[@]}" logs --follow outstation-test-portal 2>&1)) ||
     fail "the portal printed no set-up link in 60 s"
 say "the portal is up"
 command=$(python3 "$here/portal_client.py" "$link" enrol)
