@@ -41,7 +41,7 @@ boot() {
     cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
     mount -t proc proc "$root/proc"
     mount --rbind /dev "$root/dev"
-    for role in portal agent agent; do
+    for role in portal agent; do
         chroot "$root" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \
             SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
             /root/outstation/systemd/install $role
