@@ -41,6 +41,9 @@ PINS = (17, 27)
 ONCE_LIMIT_SECONDS = 120.0
 STEP_LIMIT_SECONDS = 60.0
 STOP_LIMIT_SECONDS = 20.0
+SETTLE_SECONDS = 5.0
+INTERRUPTED = 130
+"""The exit status of what Ctrl-C ended, as shells have it."""
 
 
 class DemoError(OutstationError):
@@ -233,9 +236,8 @@ class Demo:
             self._show_logs()
             return ExitCode.FAILURE
         except StoppedError:
-            self._screen.line()
-            self._screen.step("stopped", f"{self._edges} presses were made")
-            return ExitCode.OK if self._once is None else 130
+            self._screen.line("\n  Ending everything.")
+            return ExitCode.OK if self._once is None else INTERRUPTED
         finally:
             for worker in reversed(self._workers):
                 await worker.stop()
@@ -380,6 +382,7 @@ class Demo:
             node = await self._node(api)
             states = {service["id"]: service["state"] for service in node["services"]}
             if node["online"] and states.get("readgpio_py") == "running":
+                await self._call(api, "PUT", f"/api/nodes/{node['id']}/console", {"on": True})
                 self._screen.step("agent", f"{NODE} is signed in and runs ReadGPIO")
                 return
         raise DemoError(f"The node did not get to run ReadGPIO in {STEP_LIMIT_SECONDS:.0f} s.")
@@ -405,18 +408,24 @@ class Demo:
         finally:
             pressing.cancel()
             await asyncio.gather(pressing, return_exceptions=True)
-        report = await self._settled(hub, before["distinct"] + self._edges)
+            # Also after Ctrl-C: what was seen is worth its one line.
+            lost = await self._summarize(hub, seen, before["distinct"] + self._edges)
+        return ExitCode.FAILURE if lost else ExitCode.OK
+
+    async def _summarize(self, hub: aiohttp.ClientSession, seen: int, expected: int) -> int:
+        report = await self._settled(hub, expected)
+        latency = report["latency"]
         self._screen.line(
-            f"\n  {seen} readings, {report['missing']} lost, {report['duplicates']} duplicated, "
-            f"p50 {_ms(report['latency']['p50_ms'])} ms, p99 {_ms(report['latency']['p99_ms'])} ms "
+            f"\n  {max(seen, report['distinct'])} readings, {report['missing']} lost, "
+            f"{report['duplicates']} duplicated, p50 {_ms(latency['p50_ms'])} ms, p99 {_ms(latency['p99_ms'])} ms "
             "from pin edge to hub"
         )
-        return ExitCode.OK if report["missing"] == 0 else ExitCode.FAILURE
+        return int(report["missing"])
 
     async def _settled(self, hub: aiohttp.ClientSession, distinct: int) -> dict[str, Any]:
-        """The hub's report once every press that a service saw has arrived, or as it is after ten seconds."""
+        """The hub's report once every press that a service saw has arrived, or as it is after a while."""
         report: dict[str, Any] = {}
-        async for _ in _every(0.1, 10.0):
+        async for _ in _every(0.1, SETTLE_SECONDS):
             report = await self._call(hub, "GET", "/report")
             if report["distinct"] >= distinct and not report["missing"]:
                 break

@@ -118,9 +118,9 @@ class Commands:
             self._deployments.collect(manifest)
             if changed:
                 log.info(
-                    "Deployment %s with %d services is in place.",
+                    "Deployment %s is in place: %s.",
                     manifest.deployment[:12],
-                    len(manifest.services),
+                    ", ".join(f"{service.file} {service.version}" for service in manifest.services) or "no service",
                     extra={"action": "deployed"},
                 )
             await self._reporter.deployment(manifest.deployment, "running", "")
