@@ -142,11 +142,15 @@ class Site:
     def set_up_portal(self) -> None:
         """Open the one-time link, as the owner does."""
         process = next(process for process in self.processes if process.name == "portal")
-        link = wait_until("the set-up link", lambda: re.search(r"https?://\S+/setup\?token=\S+", process.text()))
-        token = parse_qs(urlsplit(link[0]).query)["token"][0]
+        token = parse_qs(urlsplit(self.setup_link(process)).query)["token"][0]
         self.portal_api = Api(self.portal_url)
         self.portal_api("POST", "/api/setup", {"token": token, "name": "owner", "password": self.password})
         self.portal_api("POST", "/api/session", {"name": "owner", "password": self.password})
+
+    def setup_link(self, portal: Process) -> str:
+        """The one-time link that a fresh portal prints."""
+        link = wait_until("the set-up link", lambda: re.search(r"https?://\S+/setup\?token=\S+", portal.text()))
+        return str(link[0])
 
     def start_hub(self) -> Process:
         from emulator.server import free_loopback_address
