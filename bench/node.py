@@ -33,13 +33,13 @@ class BenchmarkError(Exception):
 
 
 async def until(what: str, condition: Callable[[], Any], *, seconds: float = READY_SECONDS) -> Any:
-    """Ask `condition` until it is true, in a thread; raises BenchmarkError naming `what`."""
+    """Ask `condition` until it is true, in a thread; returns its answer. Raises BenchmarkError naming `what`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if result := await asyncio.to_thread(condition):
             return result
         await asyncio.sleep(0.05)
-    raise BenchmarkError(f"{what} did not happen in {seconds:.0f} s.")
+    raise BenchmarkError(f"Waited {seconds:.0f} s in vain for this: {what}.")
 
 
 class Command:
@@ -80,6 +80,11 @@ class Command:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+    @property
+    def ended(self) -> bool:
+        """It has ended by itself."""
+        return self._process is not None and self._process.returncode is not None
 
     def tail(self) -> str:
         """The last of what it said."""
@@ -122,28 +127,29 @@ class Node:
     async def services_running(self, count: int) -> None:
         """Wait until so many services run. Raises BenchmarkError with what the agent said last."""
 
-        def running() -> bool:
-            with contextlib.suppress(OutstationError):
-                services = ask(self.paths.control_socket, "status").get("services", [])
-                return [service["state"] for service in services].count("running") == count
-            return False
+        def running(status: dict[str, Any]) -> bool:
+            return [service["state"] for service in status["services"]].count("running") == count
 
-        try:
-            await until(f"{count} running services", running)
-        except BenchmarkError as error:
-            raise BenchmarkError(f"{error}\n{self.command.tail()}") from None
+        await self._until(f"that {count} services run", running)
 
     async def sink_connected(self, name: str) -> None:
-        """Wait until a sink has its far end."""
+        """Wait until a sink has its far end. Raises BenchmarkError with what the agent said last."""
 
-        def connected() -> bool:
+        def connected(status: dict[str, Any]) -> bool:
+            return any(sink["name"] == name and bool(sink["connected"]) for sink in status["sinks"])
+
+        await self._until(f"that the sink {name} is connected", connected)
+
+    async def _until(self, what: str, condition: Callable[[dict[str, Any]], bool]) -> None:
+        def asked() -> bool:
+            if self.command.ended:
+                raise BenchmarkError(f"The agent ended before it came about {what}.")
             with contextlib.suppress(OutstationError):
-                sinks = ask(self.paths.control_socket, "status").get("sinks", [])
-                return any(sink["name"] == name and bool(sink["connected"]) for sink in sinks)
+                return condition(ask(self.paths.control_socket, "status"))
             return False
 
         try:
-            await until(f"the sink {name}'s connection", connected)
+            await until(what, asked)
         except BenchmarkError as error:
             raise BenchmarkError(f"{error}\n{self.command.tail()}") from None
 
@@ -199,7 +205,7 @@ class Broker:
             "max_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true\n"
         )
         await self._command.start()
-        await until("mosquitto's start", self._answers)
+        await until("mosquitto starts", self._answers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -229,7 +235,7 @@ class IotHub:
         arguments += ["--host", free_loopback_address(), "--ready-file", self._ready]
         self._command = Command(arguments, self._folder / "iothub.log")
         await self._command.start()
-        await until("the IoT Hub emulator's start", self._ready.exists)
+        await until("the IoT Hub emulator starts", self._ready.exists)
         self.url = json.loads(self._ready.read_text("utf-8"))["http_url"]
         return self
 
@@ -248,6 +254,21 @@ class IotHub:
     async def get(self, path: str) -> Any:
         """An answer of its HTTP API."""
         return await asyncio.to_thread(self._call, "GET", path)
+
+    async def last_message_id(self) -> int:
+        """The number of the newest message that arrived."""
+        number: int = (await self.get("/"))["last_message_id"]
+        return number
+
+    async def messages(self, *, after: int, count: int) -> list[dict[str, Any]]:
+        """Wait for `count` messages (at most 1,000) beyond the number `after`, and return them."""
+
+        def arrived() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = self._call("GET", f"/messages?after={after}&limit={count}")["messages"]
+            return found if len(found) == count else []
+
+        found: list[dict[str, Any]] = await until(f"{count} messages arrive at the hub", arrived)
+        return found
 
     def _call(self, method: str, path: str) -> Any:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

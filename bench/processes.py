@@ -55,6 +55,11 @@ class Activity:
     wakeups: int
     switches: int
 
+    def __add__(self, other: Activity) -> Activity:
+        return Activity(
+            self.cpu_seconds + other.cpu_seconds, self.wakeups + other.wakeups, self.switches + other.switches
+        )
+
     def __sub__(self, earlier: Activity) -> Activity:
         return Activity(
             self.cpu_seconds - earlier.cpu_seconds, self.wakeups - earlier.wakeups, self.switches - earlier.switches
@@ -136,23 +141,34 @@ def measure_memory(pids: Iterable[int], *, proc: Path = PROC) -> Memory:
 
 def measure_activity(pids: Iterable[int], *, proc: Path = PROC) -> Activity:
     """What these processes have done, all threads together. A process that has ended counts nothing."""
-    nanoseconds = wakeups = switches = 0
+    total = Activity(0.0, 0, 0)
+    for activity in threads(pids, proc=proc).values():
+        total += activity
+    return total
+
+
+def threads(pids: Iterable[int], *, proc: Path = PROC) -> dict[str, Activity]:
+    """What each thread of these processes has done."""
+    found: dict[str, Activity] = {}
     for pid in pids:
         try:
-            threads = list((proc / str(pid) / "task").iterdir())
+            entries = list((proc / str(pid) / "task").iterdir())
         except OSError:
             continue
-        for thread in threads:
+        for entry in entries:
             try:
-                run = int((thread / "schedstat").read_text("ascii").split()[0])
-                status = (thread / "status").read_text("utf-8", "replace")
+                nanoseconds = int((entry / "schedstat").read_text("ascii").split()[0])
+                status = (entry / "status").read_text("utf-8", "replace")
             except OSError:
                 continue
-            nanoseconds += run
-            for line in status.splitlines():
-                if line.startswith("voluntary_ctxt_switches:"):
-                    wakeups += int(line.split()[1])
-                    switches += int(line.split()[1])
-                elif line.startswith("nonvoluntary_ctxt_switches:"):
-                    switches += int(line.split()[1])
-    return Activity(nanoseconds / 1e9, wakeups, switches)
+            found[f"{pid}/{entry.name} {name(pid, proc=proc)[:60]}"] = _activity(nanoseconds, status)
+    return found
+
+
+def _activity(nanoseconds: int, status: str) -> Activity:
+    counts = {"voluntary_ctxt_switches": 0, "nonvoluntary_ctxt_switches": 0}
+    for line in status.splitlines():
+        key, _, value = line.partition(":")
+        if key in counts:
+            counts[key] = int(value)
+    return Activity(nanoseconds / 1e9, counts["voluntary_ctxt_switches"], sum(counts.values()))
