@@ -6,9 +6,12 @@ import random
 import re
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def wait(what: str, condition: Any, seconds: float = 40.0) -> Any:
@@ -71,8 +74,11 @@ def test_node_runs_library_and_own_services_and_starts_again_without_any_network
         "        await self.SubmitMessage({'hello': self.get_settings()['nodeName']})\n"
     )
     greeter = site.import_service("Greeter.py", source)
+    guide = site.import_service("YOUR_SERVICE_NAME.py", (SAMPLES / "YOUR_SERVICE_NAME.py").read_text("utf-8"))
     gpio = library(site, "ReadGPIO")
+    site.portal_api("PUT", f"/api/nodes/{site.node()['id']}/console", {"on": True})
     site.assign(
+        {"service_id": guide, "host": "pi"},
         {"service_id": gpio, "host": "pi", "static": {"pins": "17", "pull": "down", "debounce": 0}},
         {"service_id": greeter, "host": "#ALL"},
     )
@@ -88,6 +94,10 @@ def test_node_runs_library_and_own_services_and_starts_again_without_any_network
     assert shown.returncode == 0, shown.stderr
     assert "readgpio_py" in shown.stdout
     assert agent.stop() == 0
+    for line in ("your_service_name_py: Started", "your_service_name_py: Stopped"):
+        assert line in agent.text(), "the author's guide's own sample"
+    console = [line["text"] for line in site.portal_api("GET", "/api/console")]
+    assert "Started" in console
 
     for process in site.processes:
         if process.running:
