@@ -16,6 +16,7 @@ from portal.web.visit import Visit
 def as_row(line: ConsoleLine) -> dict[str, Any]:
     """A line as the browser takes it."""
     return {
+        "id": line.id,
         "time": line.time.timestamp(),
         "node": line.node,
         "service": line.service,
@@ -49,7 +50,7 @@ class ConsoleFeed:
             if visit.may("operator"):
                 with self._off:
                     Button("Turn it on", visit.acting(lambda: self._turn(on=True)))
-            self._lines = ConsoleLines([], nodes=False, limit=500).classes("console-short")
+            self._lines = ConsoleLines(nodes=False, limit=500).classes("console-short")
             self._lines.visible = False
 
     async def load(self) -> None:
@@ -59,7 +60,7 @@ class ConsoleFeed:
         if recent:
             self._lines.visible = True
             self._off.visible = False
-            self._lines.append([as_row(line) for line in recent])
+            self._lines.begin_with([as_row(line) for line in recent])
 
     async def happened(self, events: Sequence[Event]) -> None:
         """Show new lines of this node."""

@@ -38,7 +38,7 @@ class ConsoleShown:
         with Tag("div", "", "columns columns-console"):
             with Tag("section", "", "panel", aria_label="Console"):
                 self._off = Tag("div")
-                self._lines = ConsoleLines([], nodes=True)
+                self._lines = ConsoleLines(nodes=True)
             with panel("Nodes", flush=True):
                 self._nodes = Tag("div", "", "list rows-uses")
 
@@ -47,8 +47,7 @@ class ConsoleShown:
         async with self._visit.reading() as work:
             recent = work.console.recent(limit=500)
         self._any_line = bool(recent)
-        if recent:
-            self._lines.append([as_row(line) for line in recent])
+        self._lines.begin_with([as_row(line) for line in recent])
         await self._refresh()
 
     async def wrote(self, events: Sequence[Event]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from nicegui import ui
@@ -224,7 +225,7 @@ class NodeShown:
         if at is None or not readings:
             self._drawn.show(self._machine, "nothing", self._draw_nothing_measured)
             return
-        self._drawn.show(self._machine, sorted(readings), lambda: self._draw_charts(readings))
+        self._drawn.show(self._machine, sorted(readings), lambda: self._draw_charts(at, readings))
         self._measured.show(at)
         for name, chart in self._charts.items():
             chart.push(at.timestamp(), readings[name])
@@ -232,10 +233,16 @@ class NodeShown:
     def _draw_nothing_measured(self) -> None:
         empty("No measurement yet.", "An online node measures itself when it signs in and each minute.")
 
-    def _draw_charts(self, readings: Mapping[str, float]) -> None:
+    def _draw_charts(self, at: datetime, readings: Mapping[str, float]) -> None:
         with Tag("div", "", "charts"):
             self._charts = {
-                each.name: Chart(each.label, each.unit, top=each.top, digits=each.digits)
+                each.name: Chart(
+                    each.label,
+                    each.unit,
+                    top=each.top,
+                    digits=each.digits,
+                    points=[(at.timestamp(), readings[each.name])],
+                )
                 for each in READINGS
                 if each.name in readings
             }

@@ -302,26 +302,25 @@ class Chart(Element, component="elements/chart.js"):
 class ConsoleLines(Element, component="elements/console.js"):
     """The console's lines, filtered, paused and bounded in the browser.
 
+    A line is `{"id", "time", "node", "service", "level", "text"}`; ids rise, and a line that is shown already is not
+    shown again.
+
     Args:
-        initial: lines that are there already: `{"time", "node", "service", "level", "text"}`, oldest first.
         nodes: show the node's name in each line.
         limit: so many lines are kept.
+        waiting: what it says before the first line.
     """
 
-    def __init__(
-        self,
-        initial: list[dict[str, Any]],
-        *,
-        nodes: bool,
-        limit: int = 1000,
-        waiting: str = "Waiting for the first line.",
-    ) -> None:
+    def __init__(self, *, nodes: bool, limit: int = 1000, waiting: str = "Waiting for the first line.") -> None:
         super().__init__()
         self.props["id"] = self.html_id
-        self.props["initial"] = initial
         self.props["nodes"] = nodes
         self.props["limit"] = limit
         self.props["waiting"] = waiting
+
+    def begin_with(self, lines: list[dict[str, Any]]) -> None:
+        """Give the page lines to begin with, oldest first; only while it is being built."""
+        self.props["initial"] = lines
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Add lines at the end."""

@@ -47,7 +47,15 @@ export default {
     waiting: { type: String, default: "Waiting for the first line." },
   },
   data() {
-    return { rows: this.initial.map(this.dress), held: [], filter: "", level: "", paused: false, follows: true };
+    return {
+      rows: this.initial.map(this.dress),
+      held: [],
+      newest: Math.max(-1, ...this.initial.map((each) => each.id)),
+      filter: "",
+      level: "",
+      paused: false,
+      follows: true,
+    };
   },
   mounted() {
     this.jump();
@@ -56,9 +64,8 @@ export default {
     shown() {
       const needle = this.filter.trim().toLowerCase();
       const least = LEVELS.indexOf(this.level);
-      return this.rows.filter(
-        (each) => LEVELS.indexOf(each.level) >= least && (!needle || `${each.node} ${each.service} ${each.word} ${each.text}`.toLowerCase().includes(needle)),
-      );
+      const words = (each) => `${each.node} ${each.service} ${each.word} ${each.text}`.toLowerCase();
+      return this.rows.filter((each) => LEVELS.indexOf(each.level) >= least && (!needle || words(each).includes(needle)));
     },
     count() {
       if (this.paused) return `paused, ${this.held.length} new`;
@@ -72,12 +79,17 @@ export default {
       return { ...line, key: serial++, level, word: WORDS[level], clock: date.toLocaleTimeString([], { hour12: false }) };
     },
     append(lines) {
-      const fresh = lines.map(this.dress);
+      const fresh = lines.filter((each) => each.id > this.newest).map(this.dress);
+      if (!fresh.length) return;
+      this.newest = fresh[fresh.length - 1].id;
       if (this.paused) {
         this.held.push(...fresh);
         if (this.held.length > this.limit) this.held.splice(0, this.held.length - this.limit);
         return;
       }
+      this.take(fresh);
+    },
+    take(fresh) {
       this.rows.push(...fresh);
       if (this.rows.length > this.limit) this.rows.splice(0, this.rows.length - this.limit);
       if (this.follows) this.$nextTick(this.jump);
@@ -87,7 +99,7 @@ export default {
       if (!this.paused) {
         const held = this.held;
         this.held = [];
-        this.append(held);
+        this.take(held);
         this.$nextTick(this.jump);
       }
     },

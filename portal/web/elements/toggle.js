@@ -5,6 +5,7 @@ export default {
       :disabled="disable" @click="$emit('update:value', !value)">
       <span class="toggle-track" aria-hidden="true"><span class="toggle-knob"></span></span>
       <span v-if="!bare" class="toggle-text">{{ label }} <span class="toggle-state">{{ value ? onText : offText }}</span></span>
+      <span v-else class="toggle-state toggle-bare" aria-hidden="true">{{ value ? onText : offText }}</span>
     </button>
   `,
   props: {
