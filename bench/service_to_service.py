@@ -3,8 +3,8 @@
     python bench/service_to_service.py [--count 100000] [--rounds 5]
 
 Each round measures both, one after the other. The bare relay is three processes (sender, relay, receiver) on two Unix
-sockets that pass on length-prefixed msgpack frames of the same size, one write a frame, and decode each at the end: what
-any broker between two processes costs at least. `ratio` is ours to that; the summary is the median of the rounds.
+sockets that pass on length-prefixed msgpack frames of the same size, one write a frame, and decode each at the end:
+what any broker between two processes costs at least. `ratio` is ours to that; the summary is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _relay(inward: socket.socket, outward: socket.socket) -> None:
     asyncio.run(run())
 
 
-def _receive(sock: socket.socket, count: int, ends: "multiprocessing.SimpleQueue[float]") -> None:
+def _receive(sock: socket.socket, count: int, ends: multiprocessing.SimpleQueue[float]) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
         done = asyncio.Event()

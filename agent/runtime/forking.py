@@ -135,6 +135,8 @@ class TemplateProcess:
                 subprocess.Popen,
                 [sys.executable, "-P", "-m", "agent.runtime.template", str(theirs.fileno()), str(lifeline)],
                 stdin=subprocess.DEVNULL,
+                # It may outlive the agent for a moment, and whoever reads the agent's output should not wait for that.
+                stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), lifeline),
                 start_new_session=True,
                 env=service_environment(),
