@@ -88,7 +88,7 @@ class RecordReader:
                 raise HubProtocolError(f"A hub record is longer than {RECORD_LIMIT_BYTES} bytes.")
             try:
                 yield _decoder.decode(part)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, RecursionError) as error:
                 raise HubProtocolError(f"A hub record is not of the SignalR JSON protocol: {error}.") from error
 
 
