@@ -140,8 +140,13 @@ class Feed:
         """Take in new rows, and let go of those that were dropped."""
         for index, rows in appended.items():
             lane = self._lanes.get(index)
-            if lane is not None and lane.caught_up:
+            if lane is None:
+                continue
+            if lane.caught_up:
                 self._take_in(lane, rows)
+            elif not lane.loading:
+                # A page could not be read the last time.
+                self._something.set()
         for index, ranges in dropped.items():
             lane = self._lanes.get(index)
             if lane is not None and lane.ready and ranges:
@@ -208,7 +213,8 @@ class Feed:
             lane.caught_up = is_end
             for row in rows:
                 lane.push(self._decode(shelf, row))
-            self._something.set()
+            if rows or is_end:
+                self._something.set()
 
         self._writer.put(Load(self.sink, lane.shelf, lane.position, loaded))
 

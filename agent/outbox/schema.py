@@ -171,13 +171,16 @@ def describe(error: sqlite3.Error, path: Path | None) -> str:
     return f"The outbox {where} could not be written ({error}); check the disk and its free space."
 
 
-def open_database(path: Path | None, *, durability: Durability, check_seconds: float) -> sqlite3.Connection:
+def open_database(
+    path: Path | None, *, durability: Durability, check_seconds: float, rows_given: int = 0
+) -> sqlite3.Connection:
     """Open or make the file, check it, and bring it to this schema.
 
     Args:
         path: the file, or None for one in memory.
         durability: `crash` survives the end of any process, `power` also a power cut (a sync for each commit).
         check_seconds: how long the check of an old file may take; what was not looked at by then counts as sound.
+        rows_given: a new file numbers its rows from the next one.
 
     Raises DamagedError when the file is broken; StorageError when it cannot be opened or a newer version wrote it.
     """
@@ -191,7 +194,10 @@ def open_database(path: Path | None, *, durability: Durability, check_seconds: f
     except (sqlite3.Error, OSError) as error:
         raise StorageError(f"The outbox {path} cannot be opened ({error}); check the folder's owner.") from error
     try:
-        _prepare(connection, path, durability=durability, check_seconds=check_seconds)
+        if _prepare(connection, path, durability=durability):
+            _create(connection, rows_given)
+        else:
+            _check(connection, check_seconds)
     except sqlite3.Error as error:
         connection.close()
         if is_damage(error):
@@ -203,15 +209,14 @@ def open_database(path: Path | None, *, durability: Durability, check_seconds: f
     return connection
 
 
-def _prepare(
-    connection: sqlite3.Connection, path: Path | None, *, durability: Durability, check_seconds: float
-) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path | None, *, durability: Durability) -> bool:
+    """Set the connection up; whether the file is new."""
     execute = connection.execute
     # The agent alone has the file: no shared-memory index, no lock calls for each transaction.
     execute("PRAGMA locking_mode=EXCLUSIVE")
     version = int(execute("PRAGMA user_version").fetchone()[0])
     application = int(execute("PRAGMA application_id").fetchone()[0])
-    fresh = execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    fresh = not execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise StorageError(
             f"The outbox {path} was written by a newer Outstation (schema {version}, this one knows {SCHEMA_VERSION}); "
@@ -225,19 +230,23 @@ def _prepare(
     execute(f"PRAGMA synchronous={'FULL' if durability == 'power' else 'NORMAL'}")
     execute("PRAGMA cache_size=-2048")
     execute("PRAGMA temp_store=MEMORY")
-    if fresh:
-        execute("BEGIN IMMEDIATE")
-        for statement in _TABLES.split(";"):
+    return fresh
+
+
+def _create(connection: sqlite3.Connection, rows_given: int) -> None:
+    execute = connection.execute
+    execute("BEGIN IMMEDIATE")
+    for statement in _TABLES.split(";"):
+        execute(statement)
+    for shelf in SHELVES:
+        for statement in _MESSAGE_TABLE.format(table=shelf.table).split(";"):
             execute(statement)
-        for shelf in SHELVES:
-            for statement in _MESSAGE_TABLE.format(table=shelf.table).split(";"):
-                execute(statement)
-        execute("INSERT INTO meta VALUES ('stream', ?)", (secrets.token_hex(6),))
-        execute(f"PRAGMA application_id={APPLICATION_ID}")
-        execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        execute("COMMIT")
-    else:
-        _check(connection, check_seconds)
+        if rows_given:
+            execute("INSERT INTO counter VALUES ('last', '', ?, ?, ?)", (shelf.kind, shelf.lane, rows_given))
+    execute("INSERT INTO meta VALUES ('stream', ?)", (secrets.token_hex(6),))
+    execute(f"PRAGMA application_id={APPLICATION_ID}")
+    execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    execute("COMMIT")
 
 
 def _check(connection: sqlite3.Connection, seconds: float) -> None:

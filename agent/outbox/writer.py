@@ -17,6 +17,7 @@ from agent.errors import StorageError
 from agent.outbox.ledger import Ledger, Transaction
 from agent.outbox.limits import Limits
 from agent.outbox.message import Kind, OutboxMessage, Submission
+from agent.outbox.reserve import Reserve
 from agent.outbox.schema import (
     MESSAGE_COLUMNS,
     SHELVES,
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 GROUP_OPERATIONS: Final = 4096
 """Operations in one commit, at most."""
 
-GROUP_BYTES: Final = 4 << 20
+GROUP_BYTES: Final = 2 << 20
 """Payload in one commit, at most, about."""
 
 SWEEP_SECONDS: Final = 30.0
@@ -49,6 +50,10 @@ PAGE_BYTES: Final = 1 << 20
 
 KEPT_ACKNOWLEDGEMENTS: Final = 256
 """Batches of acknowledgements that wait in memory for a disk that takes nothing."""
+
+PAGE_SIZE: Final = 4096
+PAGES_WITHOUT_LIMIT: Final = 1_073_741_823
+"""The most that SQLite takes."""
 
 VACUUM_PAGES: Final = 4096
 VACUUM_WHEN_FREE_PAGES: Final = 8192
@@ -169,6 +174,8 @@ class Writer:
         self._calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._kept: list[Change] = []
         self._registered: dict[str, frozenset[Kind] | None] = {}
+        self._reserve: Reserve | None = None
+        self._growth_is_limited = False
         self._swept = float("-inf")
         self.ledger: Ledger
 
@@ -257,12 +264,30 @@ class Writer:
         try:
             if changes:
                 self._commit([], changes)
-        except sqlite3.Error as error:
-            logger.warning("%s", describe(error, self._path), extra={"action": "outbox_full"})
-            acknowledged = [change for change in changes if isinstance(change, Acknowledge)]
-            # What is forgotten here is sent again, and dropped by the far end as a duplicate.
-            self._kept = [change for change in changes if not isinstance(change, Acknowledge)]
-            self._kept += acknowledged[-KEPT_ACKNOWLEDGEMENTS:]
+        except sqlite3.Error:
+            self._store_changes_on_the_reserve(changes)
+
+    def _store_changes_on_the_reserve(self, changes: list[Change]) -> None:
+        if self._reserve is not None and self._reserve.release():
+            self._make_journal_reusable()
+            # From here on only what deletions have freed within the file is used, so that they remain possible.
+            self._limit_growth(True)
+            logger.warning("The disk is full; the outbox lives on its reserve.", extra={"action": "outbox_reserve"})
+        for index, change in enumerate(changes):
+            try:
+                # One by one: a small transaction needs little of the journal.
+                self._commit([], [change])
+            except sqlite3.Error as error:
+                logger.warning("%s", describe(error, self._path), extra={"action": "outbox_full"})
+                self._keep(changes[index:])
+                return
+
+    def _keep(self, changes: list[Change]) -> None:
+        """Try these again with the next commit."""
+        acknowledged = [change for change in changes if isinstance(change, Acknowledge)]
+        # What is forgotten here is sent again, and dropped by the far end as a duplicate.
+        self._kept = [change for change in changes if not isinstance(change, Acknowledge)]
+        self._kept += acknowledged[-KEPT_ACKNOWLEDGEMENTS:]
 
     def _answer(self, operation: Load | Read) -> None:
         try:
@@ -274,12 +299,15 @@ class Writer:
             if is_damage(error):
                 self._replace(error)
             if isinstance(operation, Load):
-                self._call(operation.answer, operation.shelf, [], True)
+                # Neither rows nor the end: the feed asks again when something happens.
+                self._call(operation.answer, operation.shelf, [], False)
             else:
                 self._call(operation.answer, None, StorageError(describe(error, self._path)))
 
     def _commit(self, appends: list[Append], changes: Iterable[Change]) -> None:
         answers: list[tuple[Answer, list[int]]] = []
+        if appends:
+            self._mind_the_disk()
         now = self._clock.monotonic()
         sweep_due = now - self._swept >= SWEEP_SECONDS
         with Transaction(self.ledger, self._limits, now) as transaction:
@@ -357,13 +385,39 @@ class Writer:
             ledger = self._open_once()
         return ledger, recovered_from
 
-    def _open_once(self) -> Ledger:
-        connection = open_database(self._path, durability=self._durability, check_seconds=self._check_seconds)
+    def _open_once(self, rows_given: int = 0) -> Ledger:
+        connection = open_database(
+            self._path, durability=self._durability, check_seconds=self._check_seconds, rows_given=rows_given
+        )
         try:
-            return Ledger(connection, self._boot)
+            ledger = Ledger(connection, self._boot)
         except BaseException:
             connection.close()
             raise
+        if self._path is not None:
+            self._reserve = Reserve(self._path.with_name(self._path.name + ".reserve"))
+            connection.execute(f"PRAGMA wal_autocheckpoint={self._reserve.journal_bytes // PAGE_SIZE}")
+            connection.execute(f"PRAGMA journal_size_limit={2 * self._reserve.journal_bytes}")
+            self._limit_growth(not self._reserve.hold(), connection)
+        return ledger
+
+    def _limit_growth(self, limited: bool, connection: sqlite3.Connection | None = None) -> None:
+        execute = (connection or self.ledger.connection).execute
+        pages = execute("PRAGMA page_count").fetchone()[0] if limited else PAGES_WITHOUT_LIMIT
+        execute(f"PRAGMA max_page_count={pages}")
+        self._growth_is_limited = limited
+
+    def _mind_the_disk(self) -> None:
+        """Let the file grow while the disk has room for what follows: the journal, and the file taking it over."""
+        reserve = self._reserve
+        if reserve is None:
+            return
+        free = reserve.free_bytes()
+        if self._growth_is_limited:
+            if free > 3 * reserve.journal_bytes and reserve.hold():
+                self._limit_growth(False)
+        elif free < reserve.journal_bytes:
+            self._limit_growth(True)
 
     def _replace(self, error: sqlite3.Error) -> None:
         """Set a file aside that turned out to be damaged while it was in use, and go on with a new one."""
@@ -379,7 +433,9 @@ class Writer:
                 aside.name,
                 extra={"action": "outbox_damaged"},
             )
-            self.ledger = self._open_once()
+            # Row numbers go on, so that what a sink still holds of the old file never means a message of the new one.
+            rows_given = max(self.ledger.count("last", "", shelf.kind, shelf.lane) for shelf in SHELVES)
+            self.ledger = self._open_once(rows_given)
             self._commit([], [Register(sink, kinds) for sink, kinds in self._registered.items()])
         except (StorageError, DamagedError, sqlite3.Error) as failure:
             # Every append is refused from here on, with the reason; nothing is lost silently.
