@@ -18,6 +18,7 @@ from portal.settings import Settings
 from portal.tls import Certificate
 
 STOP_SECONDS = 5
+LAST_WORDS_SECONDS = 2
 BACKLOG = 4096
 """A fleet that comes back after a restart connects all at once."""
 
@@ -60,6 +61,8 @@ class PortalServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop."""
         self._portal.begin_stop()
+        # The server would cut the connections before their last record is out.
+        await self._portal.hub.wait_closed(LAST_WORDS_SECONDS)
         await super().shutdown(sockets)
 
 

@@ -95,14 +95,14 @@ class PortalClient:
         body: Any = None,
         *,
         headers: dict[str, str] | None = None,
-        raw: bytes | None = None,
+        raw: bytes | AsyncIterator[bytes] | None = None,
     ) -> Answer:
         """One request."""
         async with self.session.request(
             method,
             f"{self.url}{path}",
             json=body,
-            data=None if raw is None else io.BytesIO(raw),
+            data=io.BytesIO(raw) if isinstance(raw, bytes) else raw,
             headers=headers,
             allow_redirects=False,
         ) as response:
@@ -306,10 +306,6 @@ class HubNode:
                     if wanted(record):
                         return self._records.pop(index)
                 await self._receive()
-
-    async def next(self) -> dict[str, Any]:
-        """The next record that is not a ping."""
-        return await self.record(lambda record: record["type"] != 6)
 
     async def closed(self) -> str | None:
         """Wait for the end of the connection; the error of the close record."""

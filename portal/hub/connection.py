@@ -22,8 +22,8 @@ from agent.hub.protocol import (
     Invocation,
     Ping,
     RecordReader,
-    encode,
 )
+from portal.hub import wire
 from portal.hub.limits import HubLimits, RateLimit
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,8 @@ class NodeConnection:
         self._limits = limits
         self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(limits.outgoing)
         self._closing = asyncio.Event()
-        self._close_record: Close | None = None
+        self._ended = False
+        self._close_record: str | None = None
         self._opened_at = time.monotonic()
 
     @property
@@ -103,12 +104,12 @@ class NodeConnection:
 
     def send(self, target: str, *arguments: Any) -> None:
         """Queue a call to the node; one that does not keep up is closed. On the loop only."""
-        self._put(encode(Invocation(target=target, arguments=list(arguments))))
+        self._put(wire.call(target, arguments))
 
     def close(self, reason: str | None, *, reconnect: bool = True) -> None:
         """End the connection with a close record; the first reason counts."""
         if self._close_record is None:
-            self._close_record = Close(error=reason, allow_reconnect=reconnect)
+            self._close_record = wire.close(reason, reconnect=reconnect)
             self._closing.set()
             # Behind what still has to go out; a full queue is not waited for.
             if self._outgoing.full():
@@ -140,7 +141,7 @@ class NodeConnection:
             await self._finish(websocket, tasks)
 
     async def _finish(self, websocket: WebSocket, tasks: list[asyncio.Task[None]]) -> None:
-        self.closed.set()
+        self._ended = True
         for task in tasks:
             task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -155,8 +156,9 @@ class NodeConnection:
         with contextlib.suppress(WebSocketDisconnect, OSError, RuntimeError, TimeoutError):
             async with asyncio.timeout(_CLOSE_TIMEOUT_SECONDS):
                 if tasks and self._close_record is not None:
-                    await websocket.send_text(encode(self._close_record))
+                    await websocket.send_text(self._close_record)
                 await websocket.close()
+        self.closed.set()
 
     async def _shake_hands(self, websocket: WebSocket) -> str:
         """Do the handshake; what came behind it in the same frame."""
@@ -177,7 +179,7 @@ class NodeConnection:
     async def _refuse_handshake(self, websocket: WebSocket, reason: str) -> None:
         with contextlib.suppress(WebSocketDisconnect, OSError, RuntimeError, TimeoutError):
             async with asyncio.timeout(_CLOSE_TIMEOUT_SECONDS):
-                await websocket.send_text(json.dumps({"error": reason}) + RECORD_SEPARATOR)
+                await websocket.send_text(wire.handshake_error(reason))
 
     async def _read(self, websocket: WebSocket, reader: RecordReader, rest: str, handle: Handler) -> None:
         rate = RateLimit(self._limits.records_a_second, self._limits.records_burst, time.monotonic())
@@ -211,9 +213,9 @@ class NodeConnection:
             case Invocation():
                 reply = await handle(self, record)
                 if record.invocation_id is not None:
-                    self._put(_completion(record.invocation_id, reply))
+                    self._put(wire.completion(record.invocation_id, result=reply.result, error=reply.error))
                 for call in reply.then:
-                    self._put(encode(call))
+                    self._put(wire.call(call.target, call.arguments))
                 if reply.close is not None:
                     self.close(reply.close)
             case Close():
@@ -228,7 +230,7 @@ class NodeConnection:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._limits.ping_seconds)
-            self._put(encode(Ping()))
+            self._put(wire.PING)
             if not self.known and time.monotonic() - self._opened_at > self._limits.unknown_seconds:
                 self.close("Nobody signed in on this connection.")
 
@@ -238,22 +240,12 @@ class NodeConnection:
         await asyncio.sleep(_CLOSE_TIMEOUT_SECONDS)
 
     def _put(self, text: str) -> None:
-        if self.closed.is_set():
+        if self._ended:
             return
         try:
             self._outgoing.put_nowait(text)
         except asyncio.QueueFull:
             self.close("The node does not read what it is sent.")
-
-
-def _completion(invocation_id: str, reply: Reply) -> str:
-    # `"result":null` is written out: the original's portal does, and its agents were built against that.
-    body: dict[str, Any] = {"type": 3, "invocationId": invocation_id}
-    if reply.error is not None:
-        body["error"] = reply.error
-    else:
-        body["result"] = reply.result
-    return json.dumps(body, separators=(",", ":")) + RECORD_SEPARATOR
 
 
 async def _receive_text(websocket: WebSocket) -> str:

@@ -204,6 +204,14 @@ class HubService:
         for connection in self._open:
             connection.close(reason)
 
+    async def wait_closed(self, timeout_seconds: float) -> None:
+        """Wait until every connection has ended, so that nodes hear why, but not for one that does not read."""
+        waiting = [asyncio.create_task(connection.closed.wait()) for connection in self._open]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=timeout_seconds)
+            for task in late:
+                task.cancel()
+
     def disconnect(self, node_id: str, reason: str) -> None:
         """End a node's connection."""
         connection = self._nodes.get(node_id)
@@ -228,9 +236,9 @@ class HubService:
         wall = self._portal.clock.wall() - (time.monotonic() - connection.heard_at)
         return datetime.fromtimestamp(wall, UTC)
 
-    def connected(self, node_id: str) -> bool:
-        """Whether a node is signed in here."""
-        return node_id in self._nodes
+    def connection_of(self, node_id: str) -> NodeConnection | None:
+        """The connection on which a node is signed in."""
+        return self._nodes.get(node_id)
 
     async def nobody_is_online(self, text: str) -> None:
         """Store that every node is offline: at start, because the last run may have been killed, and at the end."""
