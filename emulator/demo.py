@@ -67,7 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         env="OUTSTATION_DEMO_ONCE",
         type=_positive,
         metavar="N",
-        help="End by itself with status 0 after N readings, with status 1 if they have not arrived in 120 s.",
+        help="End by itself with status 0 after N readings, with status 1 if they have not arrived in time.",
+    )
+    add_flag(
+        parser,
+        "--limit",
+        env="OUTSTATION_DEMO_LIMIT",
+        type=float,
+        metavar="SECONDS",
+        default=ONCE_LIMIT_SECONDS,
+        help="How long the readings of --once may take.",
     )
     add_flag(
         parser,
@@ -210,6 +219,7 @@ class Demo:
     def __init__(self, data: Path, arguments: argparse.Namespace) -> None:
         self._data = data
         self._once: int | None = arguments.once
+        self._limit: float = arguments.limit
         self._interval: float = arguments.interval
         self._portal_port: int = arguments.portal_port
         self._keeps_data = bool(arguments.data)
@@ -225,10 +235,10 @@ class Demo:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
         try:
-            async with asyncio.timeout(ONCE_LIMIT_SECONDS if self._once else None):
+            async with asyncio.timeout(self._limit if self._once else None):
                 return await self._until_stopped(self._story())
         except TimeoutError:
-            self._screen.line(f"Stuck after {ONCE_LIMIT_SECONDS:.0f} s while {self._where}.")
+            self._screen.line(f"Stuck after {self._limit:.0f} s while {self._where}.")
             self._show_logs()
             return ExitCode.FAILURE
         except (DemoError, aiohttp.ClientError, OSError) as error:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 
 def start(site, *arguments):
@@ -45,6 +46,23 @@ def test_demo_ends_cleanly_on_ctrl_c_and_leaves_no_process(site):
     while time.monotonic() < deadline and any(map(alive, pids)):
         time.sleep(0.05)
     assert not [pid for pid in pids if alive(pid)]
+
+
+def test_demo_says_where_it_is_stuck_when_no_reading_arrives(site):
+    with start(site, "--once", "1000", "--limit", "12") as process:
+        for line in process.stdout:
+            if "readgpio_py #2" in line:
+                hub = next(pid for pid in descendants(process.pid) if "iothub" in command_line(pid))
+                os.kill(hub, signal.SIGSTOP)
+                break
+        output = process.stdout.read()
+        assert process.wait(30) == 1, output
+    assert "Stuck after 12 s while waiting for readings at the hub" in output
+    assert "iothub|" in output, "the processes' logs are shown"
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text("utf-8").replace("\0", " ")
 
 
 def descendants(pid: int) -> set[int]:
