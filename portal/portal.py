@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agent.clock import Clock, SystemClock
+from agent.errors import OutstationError
 from agent.system.notify import notify, watchdog_interval_seconds
 from portal.bus import Bus, LocalBus
 from portal.console.service import ConsoleBook
@@ -118,8 +119,12 @@ class Portal:
 
     async def prepare(self) -> None:
         """Bring the database up to date. Raises StorageError, ConfigError."""
-        await asyncio.to_thread(migrate, self.database.url, self._tell_progress)
-        self.organization_id = await ensure_organization(self)
+        try:
+            await asyncio.to_thread(migrate, self.database.url, self._tell_progress)
+            self.organization_id = await ensure_organization(self)
+        except OutstationError:
+            await self.database.close()
+            raise
 
     async def start(self) -> None:
         """Prepare, and begin the work in the background; a second call does nothing."""

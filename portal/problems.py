@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 
 from agent.errors import OutstationError
@@ -45,6 +46,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.exception_handler(PortalError)(_portal_error)
     app.exception_handler(RequestValidationError)(_validation_error)
     app.exception_handler(HTTPException)(_http_exception)
+    app.exception_handler(IntegrityError)(_changed_meanwhile)
     app.exception_handler(OutstationError)(_internal_error)
     app.exception_handler(Exception)(_internal_error)
 
@@ -86,6 +88,16 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
         detail = f"There is nothing at {request.url.path[:200]}."
     headers = dict(error.headers) if error.headers else None
     return problem(error.status_code, code, title, detail, headers=headers)
+
+
+async def _changed_meanwhile(request: Request, error: Exception) -> JSONResponse:
+    # What the services check first, the database checks again at the commit.
+    return problem(
+        409,
+        "changed_meanwhile",
+        "This does not fit what is there",
+        "Somebody else changed the same thing at the same moment; look at it again and repeat.",
+    )
 
 
 async def _internal_error(request: Request, error: Exception) -> JSONResponse:

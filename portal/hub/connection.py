@@ -171,7 +171,8 @@ class NodeConnection:
             raise HubProtocolError("The handshake is not JSON.") from error
         if not separator or not isinstance(document, dict) or document.get("protocol") != "json":
             raise HubProtocolError('The handshake must be {"protocol":"json","version":1} and 0x1E.')
-        if document.get("version") != 1:
+        # 0 is what newer clients of the original's agent say; it has no other meaning than 1.
+        if document.get("version") not in (0, 1):
             raise HubProtocolError("Only version 1 of the JSON hub protocol is spoken here.")
         await websocket.send_text(HANDSHAKE_RESPONSE)
         return rest

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import String, and_, cast, delete, exists, func, or_, select, update
+from sqlalchemy import String, cast, delete, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from portal.nodes.models import Announcement, Node, NodeEvent, NodeService, NodeTag, VerificationCode
@@ -164,19 +164,8 @@ class NodeRepository:
         return (await self._session.scalars(select(Node).where(Node.console, Node.console_until <= moment))).all()
 
     async def code(self, code_hash: str) -> VerificationCode | None:
-        """A verification code by its hash, which is the credential."""
-        return await self._session.get(VerificationCode, code_hash)
-
-    async def pending_code_for(self, organization_id: str, name: str, moment: datetime) -> VerificationCode | None:
-        """An unused, valid code that reserves a node name."""
-        return await self._session.scalar(
-            select(VerificationCode).where(
-                VerificationCode.organization_id == organization_id,
-                func.lower(VerificationCode.node_name) == name.lower(),
-                VerificationCode.used_at.is_(None),
-                VerificationCode.expires_at > moment,
-            )
-        )
+        """A verification code by its hash, which is the credential; nobody else gets it until the commit."""
+        return await self._session.get(VerificationCode, code_hash, with_for_update=True)
 
     async def delete_codes_before(self, moment: datetime) -> None:
         """Forget codes that ended before `moment`."""
@@ -203,11 +192,11 @@ class NodeRepository:
         )
 
     async def announcement(self, organization_id: str, announcement_id: str) -> Announcement | None:
-        """One announcement."""
+        """One announcement; nobody else gets it until the commit."""
         return await self._session.scalar(
-            select(Announcement).where(
-                and_(Announcement.organization_id == organization_id, Announcement.id == announcement_id)
-            )
+            select(Announcement)
+            .where(Announcement.organization_id == organization_id, Announcement.id == announcement_id)
+            .with_for_update()
         )
 
     async def announcement_by_identity(self, organization_id: str, identity: str) -> Announcement | None:
@@ -221,7 +210,3 @@ class NodeRepository:
     async def delete_announcements_before(self, moment: datetime) -> None:
         """Forget announcements that nobody claimed."""
         await self._session.execute(delete(Announcement).where(Announcement.announced_at < moment))
-
-    async def touch(self, node_id: str, seen_at: datetime) -> None:
-        """Note that a node is alive."""
-        await self._session.execute(update(Node).where(Node.id == node_id).values(last_seen_at=seen_at))

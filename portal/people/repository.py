@@ -68,8 +68,8 @@ class PeopleRepository:
         await self._session.execute(delete(PersonSession).where(PersonSession.seen_at < moment))
 
     async def setup_token(self, token_hash: str) -> SetupToken | None:
-        """A set-up token by its hash."""
-        return await self._session.get(SetupToken, token_hash)
+        """A set-up token by its hash; nobody else gets it until the commit."""
+        return await self._session.get(SetupToken, token_hash, with_for_update=True)
 
     async def delete_setup_tokens(self, organization_id: str) -> None:
         """Make every set-up link of the organisation invalid."""

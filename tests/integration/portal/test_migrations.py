@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+
+from agent.errors import StorageError
+from portal.database import Database
+from portal.migrations import alembic_config, migrate
+from portal.models import Base
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls() -> None:
+    """Migrations run in a thread of their own, where they may block."""
+
+
+def url_of(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path / 'portal.db'}"
+
+
+def on(url: str, work: Any) -> Any:
+    database = Database(url)
+
+    async def run() -> Any:
+        try:
+            async with database.engine.begin() as connection:
+                return await connection.run_sync(work)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
+
+
+def differences(connection: Connection) -> list[Any]:
+    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    return list(compare_metadata(context, Base.metadata))
+
+
+def test_empty_database_is_brought_to_what_the_models_say(tmp_path: Path) -> None:
+    told: list[str] = []
+    migrate(url_of(tmp_path), told.append)
+    assert on(url_of(tmp_path), differences) == []
+    assert told[0].startswith("Database: updating from empty to ")
+    assert told[-1] == "Database: up to date."
+
+
+def test_database_that_is_up_to_date_is_left_alone(tmp_path: Path) -> None:
+    migrate(url_of(tmp_path), lambda _: None)
+    told: list[str] = []
+    migrate(url_of(tmp_path), told.append)
+    assert told == []
+
+
+def test_revisions_can_be_taken_back(tmp_path: Path) -> None:
+    migrate(url_of(tmp_path), lambda _: None)
+
+    def downgrade(connection: Connection) -> None:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+
+    on(url_of(tmp_path), downgrade)
+    tables = on(url_of(tmp_path), lambda connection: connection.dialect.get_table_names(connection))
+    assert tables == ["alembic_version"]
+
+
+def test_database_of_a_newer_portal_is_refused_and_left_alone(tmp_path: Path) -> None:
+    migrate(url_of(tmp_path), lambda _: None)
+    on(url_of(tmp_path), lambda c: c.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StorageError, match="newer portal"):
+        migrate(url_of(tmp_path), lambda _: None)
+    [row] = on(url_of(tmp_path), lambda c: c.exec_driver_sql("SELECT version_num FROM alembic_version").all())
+    assert row == ("9999",)
+
+
+def test_database_is_in_wal_mode_with_foreign_keys_on(tmp_path: Path) -> None:
+    migrate(url_of(tmp_path), lambda _: None)
+    pragmas = on(
+        url_of(tmp_path),
+        lambda c: [c.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "foreign_keys")],
+    )
+    assert pragmas == ["wal", 1]
+
+
+async def test_writers_wait_for_each_other_and_readers_for_nobody(tmp_path: Path) -> None:
+    await asyncio.to_thread(migrate, url_of(tmp_path), lambda _: None)
+    database = await asyncio.to_thread(Database, url_of(tmp_path))
+    count = "SELECT count(*) FROM alembic_version"
+
+    async def write(number: int) -> None:
+        async with database.writing() as session:
+            connection = await session.connection()
+            await connection.exec_driver_sql(count)
+            await connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{number}')")
+
+    async with database.reading() as session:
+        connection = await session.connection()
+        before = (await connection.exec_driver_sql(count)).scalar_one()
+        await asyncio.gather(*(write(number) for number in range(20)))
+        during = (await connection.exec_driver_sql(count)).scalar_one()
+    async with database.reading() as session:
+        after = (await (await session.connection()).exec_driver_sql(count)).scalar_one()
+    await database.close()
+    assert (before, during, after) == (1, 1, 21)
