@@ -1,6 +1,8 @@
 """What the docs say is what there is."""
 
+import argparse
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -67,3 +69,25 @@ def test_every_decision_record_is_listed() -> None:
     folder = ROOT / "docs" / "adr"
     listed = set(re.findall(r"\]\((\d{4}-[^)]+)\)", (folder / "README.md").read_text("utf-8")))
     assert listed == {path.name for path in folder.glob("0*.md")}
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from parsers(child)
+
+
+@pytest.mark.parametrize("command", ["", "portal", "iothub", "demo", "pins"])
+def test_every_flag_shows_its_environment_twin_in_the_help(command: str) -> None:
+    found = 0
+    for parser in parsers(_make_parser(command)):
+        for action in parser._actions:
+            if action.option_strings and not isinstance(action, argparse._HelpAction):
+                found += 1
+                assert action.help, f"{parser.prog} {action.option_strings}"
+                assert re.search(r"\[env: (OUTSTATION|PORTAL)_[A-Z0-9_]+(, [a-z ]+)?\]$", action.help), (
+                    f"{parser.prog} {action.option_strings}: {action.help}"
+                )
+    assert found > 5
