@@ -227,6 +227,7 @@ class _Process:
         """The session that messages may be sent in; 0 between sessions."""
         self._changed = asyncio.Event()
         self._deadline: float | None = None
+        self._watched_until: float | None = None
         self._armed = asyncio.Event()
         self._events: asyncio.Queue[CloudEvent] = asyncio.Queue(EVENTS_WAITING)
         self._methods = 0
@@ -363,18 +364,21 @@ class _Process:
     async def _watch(self) -> None:
         """Return when the child has missed its deadline."""
         while True:
-            if self._deadline is None:
-                self._armed.clear()
-                await self._armed.wait()
-                continue
-            remaining = self._deadline - self._clock.monotonic()
-            if remaining <= 0:
+            remaining = None if self._deadline is None else self._deadline - self._clock.monotonic()
+            if remaining is not None and remaining <= 0:
                 return
-            await self._clock.sleep(remaining)
+            self._armed.clear()
+            self._watched_until = self._deadline
+            try:
+                await asyncio.wait_for(self._armed.wait(), remaining)
+            except TimeoutError:
+                continue
 
     def _expect_within(self, seconds: float | None) -> None:
         self._deadline = None if seconds is None else self._clock.monotonic() + seconds
-        self._armed.set()
+        # A later deadline needs no waking: the watch looks again when the earlier one has come.
+        if self._deadline is not None and (self._watched_until is None or self._deadline < self._watched_until):
+            self._armed.set()
 
     def _expect_progress(self) -> None:
         self._expect_within(self._settings.stall_seconds + SLACK_SECONDS if self._feed.outstanding else None)

@@ -115,6 +115,9 @@ class Session:
     async def run(self) -> Outcome:
         """Connect, serve until something ends it, and take the client down."""
         started = time.monotonic()
+        # The hub sends waiting messages at once on connecting. The SDK keeps them for a handler that is set later only
+        # when it knows by then that handlers will be used, and loses them otherwise.
+        self._client.on_message_received = None
         try:
             await asyncio.wait_for(self._client.connect(), self._settings.connect_timeout_seconds)
         except Exception as error:  # noqa: BLE001 - the SDK's edge: it raises more than it documents
