@@ -34,9 +34,9 @@ $(VENV)/.installed-demo: requirements/demo.txt requirements/bootstrap.txt pyproj
 
 # --- run ---------------------------------------------------------------------------------------------------------
 
-# The shell outlives Ctrl-C, waits for the demo's own clean end and hides the status 130 that make would call an error.
+# exec: a signal for make's child is one for the demo. After Ctrl-C it ends its processes and then itself with status 0.
 demo: $(VENV)/.installed-demo ## portal, local IoT Hub and a node on this machine; ONCE=10 ends after ten readings
-	@trap : INT; $(BIN)/outstation demo $(if $(ONCE),--once $(ONCE)); status=$$?; [ $$status -eq 130 ] || exit $$status
+	@exec $(BIN)/outstation demo $(if $(ONCE),--once $(ONCE))
 
 # --- check -------------------------------------------------------------------------------------------------------
 
