@@ -254,6 +254,7 @@ class ServiceHarness(Generic[ServiceT]):
         self._answers = answers or {}
         self._runtime: _HarnessRuntime
         self._start: asyncio.Task[None] | None = None
+        self._outer: sdk_runtime.Runtime | None = None
         self.service: ServiceT
         """The service object."""
 
@@ -265,6 +266,7 @@ class ServiceHarness(Generic[ServiceT]):
             self._settings,
             self._answers,
         )
+        self._outer = sdk_runtime.current()
         sdk_runtime.attach(self._runtime)
         try:
             made = construct(self._class, self._runtime.service_id, ServiceQueue(self._runtime), self._config)
@@ -276,7 +278,7 @@ class ServiceHarness(Generic[ServiceT]):
             if self._start.done():
                 self._start.result()
         except BaseException:
-            sdk_runtime.attach(None)
+            sdk_runtime.attach(self._outer)
             raise
         return self
 
@@ -291,7 +293,7 @@ class ServiceHarness(Generic[ServiceT]):
             if error is None and not self._start.cancelled():
                 self._start.result()
         finally:
-            sdk_runtime.attach(None)
+            sdk_runtime.attach(self._outer)
 
     # --- What the test does ---
 

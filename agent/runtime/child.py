@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import atexit
 import contextlib
@@ -150,7 +151,8 @@ class ServiceProcess:
         self._link = link
         begin = await self._begin
         self._spill = Path(begin.spill) / f"{begin.service}-{self._producer}.msgpack"
-        threading.Thread(target=self._watch_lifeline, name="outstation-lifeline", daemon=True).start()
+        # Not a `threading.Thread`: that takes 150 KB more in each service, and shows among the service's own.
+        _thread.start_new_thread(self._watch_lifeline, ())
         self._settle_in(begin)
         self._runtime = client.NodeRuntime(self._loop, link, begin, producer=self._producer, adopt=self._adopt)
         self._deliveries = deliveries.Deliveries(link, self._runtime, self._services)

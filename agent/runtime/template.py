@@ -1,7 +1,7 @@
 """The template process: a small, preloaded interpreter that services are forked from.
 
 Started as `python -P -m agent.runtime.template CONTROL LIFELINE`, both file descriptors. It has one thread and no event
-loop, so that a fork of it is sound; what it has imported, every service shares.
+loop when it forks, so that a fork of it is sound; what it has imported, every service shares.
 
 CONTROL is a SOCK_SEQPACKET socket, one msgpack record a packet:
 
@@ -15,7 +15,6 @@ they must and end by themselves; those that have not after `ORPHAN_SECONDS` are 
 
 from __future__ import annotations
 
-import asyncio  # noqa: F401 - preloaded for the children
 import contextlib
 import gc
 import os
@@ -28,7 +27,7 @@ from typing import NoReturn
 
 import msgspec
 
-from agent.runtime import child
+from agent.runtime import child, rehearsal
 
 ORPHAN_SECONDS = 7.0
 """How long children may outlive the agent: a little more than their own lifeline gives them."""
@@ -124,6 +123,7 @@ def main() -> NoReturn:
     os.set_inheritable(control, False)
     os.set_inheritable(lifeline, False)
     child.preload()
+    rehearsal.rehearse()
     # Collected once and frozen: the garbage collector of a child never touches, and so never copies, these pages.
     gc.collect()
     gc.freeze()

@@ -169,3 +169,9 @@ async def node(paths: Paths, no_blocking_calls: object) -> AsyncIterator[Node]:
     yield node
     await node.orchestrator.stop(2.0)
     await running
+
+
+@pytest.fixture
+def node_class() -> type[Node]:
+    """For tests that end the node in their own way."""
+    return Node

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -255,3 +257,17 @@ async def test_services_outlive_the_template_process(node: Any, no_backoff: None
     os.kill(status.pid, signal.SIGKILL)
     await node.until(lambda: node.status("healthy_py").restarts == 1 and node.status("healthy_py").state == "running")
     assert "how is not known" in node.faults()[0]["text"]
+
+
+async def test_orchestrator_that_is_cancelled_leaves_no_process(paths: Any, node_class: Any) -> None:
+    node = node_class(paths)
+    running = asyncio.create_task(node.orchestrator.run())
+    await node.run(HEALTHY, service("Blocks", 'await self.Debug("blocked")\ntime.sleep(1000)', imports="import time"))
+    await node.line("blocked")
+    await node.state("healthy_py", "running")
+    pids = [status.pid for status in node.orchestrator.statuses()] + [node.orchestrator.template_pid]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from blockbuster import BlockingError
 
 from agent.errors import StorageError
+from agent.orchestrator import spill
 from agent.orchestrator.spill import take_in_spills
 from agent.outbox.message import Submission
 from agent.paths import Paths
@@ -82,6 +84,12 @@ async def test_what_cannot_be_stored_stays_for_the_next_time(paths):
     assert path.exists()
     store.refusal = None
     assert await take_in_spills(paths, store.submit_many) == 1
+
+
+async def test_detector_notices_a_file_that_is_read_on_the_loop(paths):
+    save(paths, "meter_py", "a", 1)
+    with pytest.raises(BlockingError):
+        spill._read(paths.spill, None)
 
 
 async def test_no_folder_is_no_spill(tmp_path):
