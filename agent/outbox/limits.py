@@ -7,7 +7,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from agent.errors import ConfigError
-from agent.outbox.message import Submission
+from agent.outbox.message import PROPERTY_PREFIX, Submission
 
 DAY_SECONDS = 86_400.0
 LEAST_BYTES = 1 << 20
@@ -47,10 +47,16 @@ class Limits:
 
 
 def check_size(submission: Submission) -> None:
-    """Refuse what an IoT Hub would refuse for ever, before it is stored.
+    """Refuse what an IoT Hub would refuse for ever, before it is stored, and properties in the node's own name.
 
     Raises ValueError, saying how large the message is and how large it may be. From any thread.
     """
+    for name in submission.properties:
+        if name.startswith(PROPERTY_PREFIX):
+            raise ValueError(
+                f"The property {name} of a message of {submission.service} is not its own: names that begin with "
+                f"{PROPERTY_PREFIX} are the node's. Give it another name."
+            )
     encoded = sum(len(quote(text, safe="")) + 1 for pair in submission.properties.items() for text in pair)
     if encoded > PROPERTIES_LIMIT_BYTES:
         raise ValueError(

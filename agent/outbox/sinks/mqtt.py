@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from agent.backoff import FullJitterBackoff
 from agent.clock import Clock, SystemClock
@@ -41,6 +41,10 @@ TOPIC_FORBIDDEN: Final = str.maketrans(dict.fromkeys("+#/\0", "_"))
 DRAIN_SECONDS: Final = 3.0
 CLOSE_SECONDS: Final = 5.0
 PACKET_OVERHEAD_BYTES: Final = 64
+
+LONGEST_TEXT_BYTES: Final = 0xFFFF
+_CONTENT_TYPE: Final = b"\x03"
+_USER_PROPERTY: Final = b"\x26"
 
 PERMANENT_REASONS: Final = frozenset({0x90, 0x95, 0x99})
 """Of a version 5 acknowledgement: topic name invalid, packet too large, payload format invalid."""
@@ -268,12 +272,12 @@ class _Session:
             return
         topic = self._settings.topic_of(message)
         payload = message.payload if self._settings.envelope == "none" else _envelope(message)
-        properties = _properties(message) if self._settings.protocol == "5" else None
         most = self._packet_bytes
         if most is not None and _packet_size(topic, payload, message) > most:
             await self._feed.park(message.id, f"The broker takes packets of at most {most} bytes.")
             return
         try:
+            properties = cast("Properties", _PublishProperties(message)) if self._settings.protocol == "5" else None
             info = client.publish(topic, payload, qos=1, properties=properties)
         except ValueError as error:
             await self._feed.park(message.id, f"It cannot be published: {error}.")
@@ -422,14 +426,35 @@ def _created(message: OutboxMessage) -> str:
     return datetime.fromtimestamp(message.created_wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _properties(message: OutboxMessage) -> Properties:
-    from paho.mqtt.packettypes import PacketTypes
-    from paho.mqtt.properties import Properties
+class _PublishProperties:
+    """What paho needs of a version 5 PUBLISH's properties; its own class takes half of the time of a message."""
 
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.ContentType = message.content_type
-    properties.UserProperty = [*_user_properties(message).items()]
-    return properties
+    __slots__ = ("_body",)
+
+    def __init__(self, message: OutboxMessage) -> None:
+        pairs = (_user_property(key, value) for key, value in _user_properties(message).items())
+        self._body = b"".join((_CONTENT_TYPE, _text(message.content_type), *pairs))
+
+    def pack(self) -> bytes:
+        """The bytes on the wire: the length as a variable byte integer, then the properties."""
+        length = len(self._body)
+        head = bytearray()
+        while length > 0x7F:
+            head.append(length & 0x7F | 0x80)
+            length >>= 7
+        head.append(length)
+        return bytes(head) + self._body
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    if len(data) > LONGEST_TEXT_BYTES:
+        raise ValueError(f"a property has {len(data)} bytes and MQTT takes {LONGEST_TEXT_BYTES}")
+    return len(data).to_bytes(2, "big") + data
+
+
+def _user_property(key: str, value: str) -> bytes:
+    return _USER_PROPERTY + _text(key) + _text(value)
 
 
 def _user_properties(message: OutboxMessage) -> dict[str, str]:

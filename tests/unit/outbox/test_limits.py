@@ -31,3 +31,8 @@ def test_properties_count() -> None:
 def test_properties_that_do_not_fit_a_topic_are_refused() -> None:
     with pytest.raises(ValueError, match="percent-encoded"):
         check_size(message(1, text="ä" * 10_001))
+
+
+def test_property_in_the_nodes_own_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="os-sequence of a message of readgpio_py is not its own"):
+        check_size(message(1, **{"os-sequence": "7"}))
