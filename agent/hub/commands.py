@@ -93,6 +93,7 @@ class Commands:
     def _take_settings(self, settings: SignIn) -> None:
         self.settings = settings
         store_settings(self._paths, settings)
+        self._orchestrator.settings_changed()
         self._sinks.set_iot_hub(settings.iot_hub)
 
     async def _deploy(self, signed: SignedManifest | None) -> None:
