@@ -74,6 +74,7 @@ class NodeConnection:
         address: where it comes from.
         node_id: None until it has signed in.
         told: what it was last told.
+        began: whether it has called anything yet.
     """
 
     def __init__(self, connection_id: str, nonce: str, address: str, limits: HubLimits) -> None:
@@ -85,6 +86,7 @@ class NodeConnection:
         self.node_name = ""
         self.original = False
         self.announcement_id: str | None = None
+        self.began = False
         self.script_token_hash: str | None = None
         self.told: Told | None = None
         self.commands: dict[str, PendingCommand] = {}

@@ -62,6 +62,12 @@ class NodeRepository:
             select(Node).where(Node.organization_id == organization_id, Node.id == node_id)
         )
 
+    async def get_for_change(self, organization_id: str, node_id: str) -> Node | None:
+        """One node by id; nobody else changes it until the commit."""
+        return await self._session.scalar(
+            select(Node).where(Node.organization_id == organization_id, Node.id == node_id).with_for_update()
+        )
+
     async def by_name(self, organization_id: str, name: str) -> Node | None:
         """One node by name, without regard to case."""
         return await self._session.scalar(

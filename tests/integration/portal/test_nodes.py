@@ -155,11 +155,18 @@ async def test_what_a_node_tells_is_shown(running: RunningPortal, owner: PortalC
     assert "no such package" in event["text"]
 
 
-@pytest.mark.parametrize("target", ["serviceStates", "facts", "deploymentState", "faults", "logMessage", "notify"])
+@pytest.mark.parametrize("target", ["serviceStates", "facts", "deploymentState", "faults", "notify"])
 async def test_nothing_is_taken_from_who_has_not_signed_in(running: RunningPortal, target: str) -> None:
     async with running.connect() as stranger:
         await stranger.send(target, {}, invocation_id="1")
         assert (await stranger.called("errorMessage"))[0] == "Sign in first."
+
+
+@pytest.mark.parametrize("target", ["heartBeat", "logMessage", "reconnected", "signedIn"])
+async def test_agent_that_goes_on_without_signing_in_is_told_to_start_anew(running: RunningPortal, target: str) -> None:
+    async with running.connect() as stranger:
+        await stranger.send(target, "echo")
+        assert await stranger.called("restart") == []
 
 
 async def test_nodes_are_listed_in_parts_searched_and_filtered(running: RunningPortal, owner: PortalClient) -> None:
