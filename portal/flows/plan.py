@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from portal.vault import Vault
 
 ALL = "all"
+_Ordered = tuple[int, "Assignment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +55,6 @@ def host_key(host: str) -> str:
     return host.removeprefix("#").casefold()
 
 
-def _rank(host: str, node_key: str, tag_keys: frozenset[str]) -> int | None:
-    """How specifically a host names a node: its name 0, a tag 1, `#ALL` 2; None when it does not."""
-    key = host_key(host)
-    if key == node_key and not host.startswith("#"):
-        return 0
-    if key in tag_keys:
-        return 1
-    return 2 if host == "#ALL" or (host.startswith("#") and key == ALL) else None
-
-
 class Plan:
     """All enabled flows, ready to be asked for any node.
 
@@ -71,23 +63,31 @@ class Plan:
     """
 
     def __init__(self, assignments: Sequence[Assignment]) -> None:
-        self._assignments = assignments
+        # By how specifically the host names a node, so that asking for one of ten thousand nodes looks at its own
+        # services only. A plain host may be a node's name or a tag; one with # is a tag or #ALL.
+        self._by_name: dict[str, list[_Ordered]] = {}
+        self._by_tag: dict[str, list[_Ordered]] = {}
+        self._everywhere: list[_Ordered] = []
+        for order, assignment in enumerate(assignments):
+            key = host_key(assignment.host)
+            if not assignment.host.startswith("#"):
+                self._by_name.setdefault(key, []).append((order, assignment))
+            elif key == ALL:
+                self._everywhere.append((order, assignment))
+                continue
+            self._by_tag.setdefault(key, []).append((order, assignment))
 
     def for_node(self, name: str, tags: Iterable[str]) -> list[Assignment]:
         """What a node of this name and these tags is to run, by service id."""
-        node_key = name.casefold()
-        tag_keys = frozenset(tag.casefold() for tag in tags)
-        matching: dict[str, list[tuple[int, int, Assignment]]] = {}
-        for order, assignment in enumerate(self._assignments):
-            rank = _rank(assignment.host, node_key, tag_keys)
-            if rank is not None:
-                matching.setdefault(assignment.service_id, []).append((rank, order, assignment))
+        matching: dict[str, dict[str, Assignment]] = {}
+        tagged = [item for tag in {tag.casefold() for tag in tags} for item in self._by_tag.get(tag, ())]
+        for items in (self._by_name.get(name.casefold(), ()), tagged, self._everywhere):
+            for _, assignment in sorted(items, key=itemgetter(0)):
+                matching.setdefault(assignment.service_id, {}).setdefault(assignment.activity_id, assignment)
         chosen: list[Assignment] = []
         for service_id in sorted(matching):
-            ranked = sorted(matching[service_id], key=lambda item: item[:2])
-            first = ranked[0][2]
-            others = tuple(other.flow for _, _, other in ranked[1:])
-            chosen.append(replace(first, overrides=others))
+            first, *others = matching[service_id].values()
+            chosen.append(replace(first, overrides=tuple(other.flow for other in others)))
         return chosen
 
 

@@ -16,6 +16,7 @@ class LibraryScript:
     file: str
     source: str
     documentation: str
+    category: str
     properties: PropertyDefinitions
 
     @property
@@ -40,6 +41,7 @@ def load_library() -> dict[str, LibraryScript]:
             file=item.name,
             source=source,
             documentation=script.documentation(item.name, source),
+            category=script.category(item.name, source),
             properties=script.properties(item.name, source),
         )
         found[entry.name] = entry

@@ -193,7 +193,7 @@ def properties(file: str, source: str) -> PropertyDefinitions:
     The constant may stand in the module or in the service's class; it is read, not run. Raises InvalidError
     (`properties_invalid`).
     """
-    value = _constant(_parse(file, source), class_name(file))
+    value = _constant(_parse(file, source), class_name(file), "PROPERTIES")
     if value is None:
         return PropertyDefinitions()
     try:
@@ -208,7 +208,13 @@ def properties(file: str, source: str) -> PropertyDefinitions:
         ) from error
 
 
-def _constant(tree: ast.Module, class_of_service: str) -> ast.expr | None:
+def category(file: str, source: str) -> str:
+    """What a script declares as `CATEGORY = "…"`; empty if it does not."""
+    value = _constant(_parse(file, source), class_name(file), "CATEGORY")
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
+
+
+def _constant(tree: ast.Module, class_of_service: str, name: str) -> ast.expr | None:
     bodies = [tree.body]
     bodies += [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_of_service]
     for body in bodies:
@@ -219,6 +225,6 @@ def _constant(tree: ast.Module, class_of_service: str) -> ast.expr | None:
                 targets = [node.target]
             else:
                 continue
-            if any(isinstance(target, ast.Name) and target.id == "PROPERTIES" for target in targets):
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
                 return node.value
     return None

@@ -185,6 +185,7 @@ class ScriptService:
             LibraryEntry(
                 name=entry.name,
                 file=entry.file,
+                category=entry.category,
                 summary=entry.summary,
                 documentation=entry.documentation,
                 properties=entry.properties,

@@ -40,6 +40,8 @@ class LibraryEntry(View):
     name: str
     """`ReadGPIO`: what `from: "library:ReadGPIO"` takes."""
     file: str
+    category: str
+    """`GPIO`, `System`, …; empty when the script names none."""
     summary: str
     documentation: str
     properties: PropertyDefinitions
