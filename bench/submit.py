@@ -60,32 +60,33 @@ async def run(options: Options, folder: Path) -> list[Figure]:
 
 
 async def _outbox(options: Options, folder: Path) -> list[Figure]:
-    count = options.size(50_000, 500)
-    figures = []
+    sizes = {WINDOW: options.size(50_000, 500), 1: options.size(5_000, 100)}
     async with contextlib.AsyncExitStack() as stack:
         nodes = {}
         for durability in ("crash", "power"):
             config = f'[outbox]\ndurability = "{durability}"\n'
             nodes[durability] = await stack.enter_async_context(_submitter(folder / durability, config=config))
-        ours: dict[str, list[float]] = {durability: [] for durability in nodes}
-        bare: dict[str, list[float]] = {durability: [] for durability in nodes}
+        ours: dict[tuple[str, int], list[float]] = {}
+        bare: dict[tuple[str, int], list[float]] = {}
         for number in range(options.runs):
             for durability, (_, services) in nodes.items():
-                began, ended = await services.call("Submitter", "submit", count=count, window=WINDOW)
-                ours[durability].append(count / (ended - began))
-                bare[durability].append(await bare_clients.measure("sqlite", folder, count, WINDOW, durability))
-            progress(f"  outbox, run {number + 1}: crash {ours['crash'][-1]:,.0f}/s, power {ours['power'][-1]:,.0f}/s")
-    for durability in ours:
-        figures.append(
-            Figure(
-                f"committed, durability `{durability}`",
-                "/s",
-                ours[durability],
-                f"SQLite alone, {WINDOW} a commit",
-                bare[durability],
-            )
+                for window, count in sizes.items():
+                    began, ended = await services.call("Submitter", "submit", count=count, window=window)
+                    alone = await bare_clients.measure("sqlite", folder, count, window, durability)
+                    ours.setdefault((durability, window), []).append(count / (ended - began))
+                    bare.setdefault((durability, window), []).append(alone)
+            rates = ", ".join(f"{place[0]} {rates[-1]:,.0f}/s with {place[1]}" for place, rates in ours.items())
+            progress(f"  outbox, run {number + 1}: {rates} under way")
+    return [
+        Figure(
+            f"in the outbox, durability `{durability}`, {window} under way",
+            "/s",
+            rates,
+            f"SQLite alone, {window} a commit",
+            bare[durability, window],
         )
-    return figures
+        for (durability, window), rates in ours.items()
+    ]
 
 
 # --- Sinks ------------------------------------------------------------------------------------------------------------
