@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -64,7 +65,8 @@ class Database:
     """The engine and its transactions.
 
     SQLite is opened in WAL mode with foreign keys on. A writing transaction takes the write lock when it begins: one
-    that reads first and writes later would fail when another wrote in between.
+    that reads first and writes later would fail when another wrote in between. Within the process writers queue in the
+    order in which they came, because SQLite itself lets them poll, and a fleet that signs in all at once would starve.
     """
 
     def __init__(self, url: str) -> None:
@@ -72,6 +74,7 @@ class Database:
         self.is_sqlite = url.startswith("sqlite")
         options: dict[str, Any] = {} if self.is_sqlite else {"pool_size": 10, "max_overflow": 10, "pool_pre_ping": True}
         self.engine = create_async_engine(url, **options)
+        self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self.is_sqlite else nullcontext()
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _open_sqlite)
@@ -86,7 +89,7 @@ class Database:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
         """A transaction that commits at its end, or changes nothing when an exception leaves it."""
-        async with self._sessions() as session, session.begin():
+        async with self._turn, self._sessions() as session, session.begin():
             await session.connection(execution_options={_BEGIN_OPTION: "IMMEDIATE"})
             yield session
 
