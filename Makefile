@@ -84,6 +84,7 @@ lock: install ## write requirements/*.txt from pyproject.toml; UPGRADE=1 moves e
 	@$(UV_COMPILE) pyproject.toml --extra node -c requirements/dev.txt -o requirements/node.txt
 	@$(UV_COMPILE) pyproject.toml --extra portal --extra postgresql -c requirements/dev.txt -o requirements/portal.txt
 	@$(UV_COMPILE) pyproject.toml --extra demo -c requirements/dev.txt -o requirements/demo.txt
+	@printf 'microservicebus-py==1.0.18\nsignalrcore\nrequests\npsutil\npackaging\nurllib3\n' | $(UV_COMPILE) - -c requirements/dev.txt -o requirements/compat.txt
 	@printf 'uv\nhatchling\neditables\n' | $(UV_COMPILE) - -c requirements/dev.txt -o requirements/bootstrap.txt
 
 wheel: install ## build dist/outstation-*.whl, without a network
