@@ -11,20 +11,15 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import SplitResult, urlencode, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-import h11
-from wsproto.utilities import RemoteProtocolError
+import aiohttp
 
 from agent.errors import HubCertificateError, HubProtocolError, HubUnreachableError, InsecureUrlError
 from agent.hub import protocol
-from agent.hub.transport import CannotConnectError, FingerprintError, Server, StatusError, Tls, TooLargeError, WebSocket
 
 CONNECT_TIMEOUT_SECONDS = 20.0
 INVOKE_TIMEOUT_SECONDS = 30.0
-
-_FAILURES = (OSError, FingerprintError, StatusError, h11.ProtocolError, RemoteProtocolError)
-"""What `_translated` makes errors of the hub of."""
 
 
 def check_portal_url(url: str, *, insecure_http: bool) -> str:
@@ -61,22 +56,16 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def make_tls(*, fingerprint: str = "", certificate_authority: str = "") -> Tls:
+def make_tls(*, fingerprint: str = "", certificate_authority: str = "") -> ssl.SSLContext | aiohttp.Fingerprint:
     """What verifies the portal: a pinned certificate, a private authority, or the system's authorities.
 
     `fingerprint` is the SHA-256 of the certificate in hexadecimal, colons allowed.
     Raises HubCertificateError for a fingerprint or an authority that is not one.
     """
     if fingerprint:
-        # The certificate itself is compared, so that neither its name nor who signed it matters.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return Tls(context, _parse_fingerprint(fingerprint))
-    if not certificate_authority:
-        return Tls()
+        return aiohttp.Fingerprint(_parse_fingerprint(fingerprint))
     try:
-        return Tls(ssl.create_default_context(cadata=certificate_authority))
+        return ssl.create_default_context(cadata=certificate_authority or None)
     except ssl.SSLError as error:
         raise HubCertificateError(f"The certificate authority is not a PEM certificate: {error.reason}.") from error
 
@@ -100,24 +89,29 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
     HubCertificateError, of the protocol a HubProtocolError. On the loop only.
     """
 
-    def __init__(self, url: str, *, tls: Tls) -> None:
+    def __init__(self, url: str, *, tls: ssl.SSLContext | aiohttp.Fingerprint) -> None:
         self.url = url
         self.connection_id = ""
         self.nonce = ""
-        self._server = Server(url, tls=tls)
-        self._socket: WebSocket | None = None
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._reader = protocol.RecordReader()
         self._numbers = itertools.count(1)
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._pinger: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls, limit=8),
+            timeout=aiohttp.ClientTimeout(total=CONNECT_TIMEOUT_SECONDS),
+            # HTTPS_PROXY and NO_PROXY, as everything else on the machine honours them.
+            trust_env=True,
+        )
         try:
             await self._connect()
         except BaseException:
-            if self._socket is not None:
-                self._socket.abort()
-            await self._server.close()
+            await self._session.close()
             raise
         self._pinger = asyncio.create_task(self._ping(), name="hub ping")
         return self
@@ -130,7 +124,8 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
         self._fail_waiting()
         if self._socket is not None:
             await self._socket.close()
-        await self._server.close()
+        if self._session is not None:
+            await self._session.close()
 
     async def _connect(self) -> None:
         answer = await self.request("POST", "/nodeHub/negotiate")
@@ -139,14 +134,20 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
         except HubProtocolError as error:
             raise HubProtocolError(f"{self.url} does not answer as a portal: {error}") from error
         self.connection_id, self.nonce = document.connection_id, document.nonce
+        assert self._session is not None
         try:
+            self._socket = await self._session.ws_connect(
+                f"{self.url}/nodeHub",
+                params={"id": self.connection_id},
+                max_msg_size=2 * protocol.RECORD_LIMIT_BYTES,
+                timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
+                # A frame that is half there counts for nothing: silence is judged by receive()'s own time-out.
+                autoping=True,
+            )
+            await self._socket.send_str(protocol.HANDSHAKE_REQUEST)
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                self._socket = await self._server.open_websocket(
-                    f"/nodeHub?{urlencode({'id': self.connection_id})}", limit_bytes=2 * protocol.RECORD_LIMIT_BYTES
-                )
-                await self._socket.send(protocol.HANDSHAKE_REQUEST)
                 first = await self._receive_text()
-        except _FAILURES as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _translated(self.url, error) from error
         if first is None or not first.startswith(protocol.HANDSHAKE_RESPONSE):
             raise HubProtocolError(f"{self.url} refused the hub handshake: {(first or 'connection closed')[:200]}")
@@ -157,22 +158,28 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
 
         Raises HubUnreachableError for 5xx and network faults, HubProtocolError for any other answer than 200.
         """
+        assert self._session is not None
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                answer = await self._server.request(method, path, token=token, limit_bytes=limit_bytes)
-        except TooLargeError as error:
-            raise HubProtocolError(f"{self.url}{path} is larger than {limit_bytes} bytes.") from error
-        except _FAILURES as error:
+            async with self._session.request(
+                method, self.url + path, headers=headers, allow_redirects=False
+            ) as response:
+                if response.status >= 500:
+                    raise HubUnreachableError(
+                        f"{self.url} answered {response.status} to {path}; the portal has a fault, try again later."
+                    )
+                if response.status != 200:
+                    raise HubProtocolError(
+                        f"{self.url} answered {response.status} to {path}; is it the address of an Outstation portal?"
+                    )
+                body = await response.content.read(limit_bytes + 1)
+                while not response.content.at_eof() and len(body) <= limit_bytes:
+                    body += await response.content.read(limit_bytes + 1 - len(body))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _translated(self.url, error) from error
-        if answer.status >= 500:
-            raise HubUnreachableError(
-                f"{self.url} answered {answer.status} to {path}; the portal has a fault, try again later."
-            )
-        if answer.status != 200:
-            raise HubProtocolError(
-                f"{self.url} answered {answer.status} to {path}; is it the address of an Outstation portal?"
-            )
-        return answer.body
+        if len(body) > limit_bytes:
+            raise HubProtocolError(f"{self.url}{path} is larger than {limit_bytes} bytes.")
+        return body
 
     async def send(self, target: str, *arguments: Any) -> None:
         """Call `target` without waiting for its completion. Raises HubUnreachableError when the link is gone."""
@@ -248,19 +255,22 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
             raise HubUnreachableError(f"The connection to {self.url} is closed.")
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                await self._socket.send(protocol.encode(record))
-        except _FAILURES as error:
+                await self._socket.send_str(protocol.encode(record))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _translated(self.url, error) from error
 
     async def _receive_text(self) -> str | None:
         assert self._socket is not None
-        try:
-            message = await self._socket.receive()
-        except _FAILURES as error:
-            raise HubUnreachableError(f"The connection to {self.url} broke: {error}.") from error
-        if isinstance(message, bytes):
-            raise HubProtocolError(f"{self.url} sent a binary frame; the hub speaks text.")
-        return message
+        message = await self._socket.receive()
+        match message.type:
+            case aiohttp.WSMsgType.TEXT:
+                return str(message.data)
+            case aiohttp.WSMsgType.BINARY:
+                raise HubProtocolError(f"{self.url} sent a binary frame; the hub speaks text.")
+            case aiohttp.WSMsgType.ERROR:
+                raise HubUnreachableError(f"The connection to {self.url} broke: {message.data}.")
+            case _:
+                return None
 
     async def _ping(self) -> None:
         while True:
@@ -273,28 +283,28 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
 
 def _translated(url: str, error: BaseException) -> HubUnreachableError | HubCertificateError | HubProtocolError:
     match error:
-        case FingerprintError():
+        case aiohttp.ServerFingerprintMismatch():
             return HubCertificateError(
                 f"The certificate of {url} is not the pinned one (its SHA-256 is {error.got.hex()}). "
                 "If the portal's certificate was replaced on purpose, enrol with the new fingerprint."
             )
-        case ssl.SSLError():
-            text = getattr(error, "verify_message", "") or error.reason or str(error)
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
+            reason = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+            text = getattr(reason, "verify_message", "") or getattr(reason, "reason", "") or str(reason)
             return HubCertificateError(
                 f"The certificate of {url} is not trusted: {text}. "
                 "Use the portal's fingerprint (--fingerprint) or its authority (--ca-file)."
             )
-        case StatusError() if error.status >= 500:
+        case aiohttp.WSServerHandshakeError() if error.status >= 500:
             return HubUnreachableError(f"{url} answered {error.status}; the portal has a fault, try again later.")
-        case StatusError():
+        case aiohttp.WSServerHandshakeError():
             return HubProtocolError(f"{url} refused the hub connection with status {error.status}.")
         case TimeoutError():
             return HubUnreachableError(f"{url} did not answer in {CONNECT_TIMEOUT_SECONDS:.0f} s.")
-        case h11.ProtocolError() | RemoteProtocolError():
-            return HubProtocolError(f"{url} does not answer as a portal: {error}.")
-        case CannotConnectError():
+        case aiohttp.ClientConnectorError():
             return HubUnreachableError(
-                f"{url} cannot be reached: {error}. Check the address and the network; the portal may not run."
+                f"{url} cannot be reached: {error.os_error.strerror or error.os_error}. "
+                "Check the address and the network; the portal may not run."
             )
         case _:
             return HubUnreachableError(f"The connection to {url} failed: {str(error) or type(error).__name__}.")

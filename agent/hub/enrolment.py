@@ -70,6 +70,12 @@ async def enroll(
 
 
 async def _create_node(connection: HubConnection, code: str, name: str, public_key: str) -> CreatedNode:
+    if not connection.nonce:
+        # Asked before the code is used up: that portal would make a node of its own dialect, which knows no manifest.
+        raise HubProtocolError(
+            f"{connection.url} speaks only the protocol of the original product, which this agent cannot sign in with; "
+            "enrol the node at an Outstation portal."
+        )
     host = socket.gethostname()
     facts = {
         "publicKey": public_key,

@@ -42,6 +42,8 @@ class FakeHub(AbstractAsyncContextManager["FakeHub"]):
         self.status = 200
         """What negotiate answers: set it to 503 to be a portal with a fault."""
         self.answer_heartbeats = True
+        self.original = False
+        """Whether it speaks only the original's dialect: no nonce to sign, a secret where ours has keys."""
         self.sign_ins = 0
         self._tls = tls
         self._key = Ed25519PrivateKey.generate()
@@ -140,7 +142,8 @@ class FakeHub(AbstractAsyncContextManager["FakeHub"]):
             return web.Response(status=self.status)
         number = f"connection-{len(self._nonces) + 1}"
         self._nonces[number] = base64.b64encode(hashlib.sha256(number.encode()).digest()).decode()
-        return web.json_response({"negotiateVersion": 0, "connectionId": number, "nonce": self._nonces[number]})
+        ours = {} if self.original else {"nonce": self._nonces[number]}
+        return web.json_response({"negotiateVersion": 0, "connectionId": number, **ours})
 
     async def _script(self, request: web.Request) -> web.Response:
         if request.headers.get("Authorization") != "Bearer script-token":

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import platform
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.backoff import FullJitterBackoff
 from agent.clock import Clock
 from agent.errors import HubError, HubProtocolError, HubRefusedError, HubUnreachableError
 from agent.hub import protocol
-from agent.hub.connection import HubConnection, check_portal_url, make_tls
 from agent.identity import Identity
 from agent.settings import DisconnectPolicy, SignIn, read_sign_in
 from agent.system import facts
+
+if TYPE_CHECKING:
+    from agent.hub.connection import HubConnection
 
 log = logging.getLogger(__name__)
 
@@ -124,11 +127,13 @@ class HubSession:
         self.last_error = str(error)
 
     async def _stay_connected(self) -> None:
-        url = check_portal_url(self._identity.portal_url, insecure_http=self._identity.insecure_http)
-        tls = make_tls(
+        # aiohttp takes a tenth of a second to import, and much more on a small board: services start before it.
+        client = await asyncio.to_thread(importlib.import_module, "agent.hub.connection")
+        url = client.check_portal_url(self._identity.portal_url, insecure_http=self._identity.insecure_http)
+        tls = client.make_tls(
             fingerprint=self._identity.fingerprint, certificate_authority=self._identity.certificate_authority
         )
-        async with HubConnection(url, tls=tls) as connection:
+        async with client.HubConnection(url, tls=tls) as connection:
             self._connection = connection
             try:
                 await self._converse(connection)

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from azure.iot.device import X509, Message, MethodRequest, MethodResponse
+from azure.iot.device.aio import IoTHubDeviceClient
 
 from agent.backoff import FullJitterBackoff
-from agent.outbox.sinks.azure_sdk import X509, IoTHubDeviceClient, Message, MethodRequest, MethodResponse
 from agent.outbox.sinks.azure_wire import (
     Configure,
     Confirmed,

@@ -125,6 +125,13 @@ class TestRefusals:
             with pytest.raises(HubProtocolError, match="is it the address of an Outstation portal"):
                 await enroll(paths, hub.url, code="GOOD-CODE")
 
+    async def test_portal_of_the_original_product_does_not_get_the_code(self, paths: Paths) -> None:
+        async with FakeHub() as hub:
+            hub.original = True
+            with pytest.raises(HubProtocolError, match="only the protocol of the original product.*Outstation portal"):
+                await enroll(paths, hub.url, code="GOOD-CODE")
+            assert hub.calls == []
+
     async def test_untrusted_certificate(self, paths: Paths, certificate: tuple[ssl.SSLContext, str, str]) -> None:
         async with FakeHub(tls=certificate[0]) as hub:
             with pytest.raises(HubCertificateError, match=r"is not trusted: .*--fingerprint"):
