@@ -88,6 +88,15 @@ async def test_wrong_handshake_is_refused_with_a_reason(
     assert end.type is aiohttp.WSMsgType.CLOSE
 
 
+async def test_handshake_of_newer_clients_of_the_original_names_version_0(
+    running: RunningPortal, owner: PortalClient
+) -> None:
+    negotiated = await owner.done("POST", "/nodeHub/negotiate")
+    async with owner.session.ws_connect(f"{running.url}/nodeHub?id={negotiated['connectionId']}") as websocket:
+        await websocket.send_str('{"protocol":"json","version":0}' + RECORD_SEPARATOR)
+        assert await websocket.receive_str(timeout=10) == "{}" + RECORD_SEPARATOR
+
+
 async def test_connection_id_is_good_once(running: RunningPortal, owner: PortalClient) -> None:
     negotiated = await owner.done("POST", "/nodeHub/negotiate")
     url = f"{running.url}/nodeHub?id={negotiated['connectionId']}"
