@@ -33,7 +33,7 @@ class Machine:
     """A booted machine, looked at from outside."""
 
     def __init__(self, leader: int) -> None:
-        self._enter = ["nsenter", f"--target={leader}", "--all"]
+        self._enter = ["nsenter", f"--target={leader}", "--all", "--root", "--wd"]
 
     def run(self, *command: str) -> str:
         result = subprocess.run([*self._enter, *command], capture_output=True, text=True, timeout=60)
