@@ -194,7 +194,7 @@ def _enroll(arguments: argparse.Namespace) -> int:
         )
     )
     _say(f"This machine is now the node {identity.node_name} of {identity.portal_url}.")
-    _say("Start it with: outstation run    (or: systemctl enable --now outstation-agent)")
+    _say("Where systemd looks after the agent it starts by itself now; elsewhere start it with: outstation run")
     return ExitCode.OK
 
 
