@@ -53,7 +53,8 @@ class Close(msgspec.Struct, tag=7, tag_field="type", rename="camel", omit_defaul
     """The peer ends the connection."""
 
     error: str | None = None
-    allow_reconnect: bool = True
+    allow_reconnect: bool = False
+    """Where it is missing, the peer does not want the client back at once (SignalR's hub protocol)."""
 
 
 Record = Invocation | Completion | Ping | Close
