@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import msgspec
 from agent import __version__
 from agent.clock import Clock
 from agent.errors import HubError, HubProtocolError, HubUnreachableError
+from agent.hub.protocol import RECORD_LIMIT_BYTES
 from agent.outbox.message import OutboxMessage
 from agent.system import facts
 
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 FACTS_INTERVAL_SECONDS = 60.0
 STATES_PAUSE_SECONDS = 0.1
 """A burst of state changes (a deployment) is told in one call."""
+CALL_LIMIT_BYTES = RECORD_LIMIT_BYTES // 2
+"""Of one call's arguments: a record that is too long would close the connection, and be said again on the next one."""
+TEXT_LIMIT = 16 * 1024
+"""Characters of one text, which is what a portal keeps of it."""
 
 
 class Reporter:
@@ -64,7 +69,7 @@ class Reporter:
 
     async def deployment(self, deployment: str, state: str, error: str) -> None:
         """Say what became of a deployment."""
-        await self._tell("deploymentState", {"deployment": deployment, "state": state, "error": error})
+        await self._tell("deploymentState", {"deployment": deployment, "state": state, "error": error[:TEXT_LIMIT]})
 
     async def facts(self) -> dict[str, Any]:
         """The machine and the agent, measured now."""
@@ -81,9 +86,9 @@ class Reporter:
 
         Raises ConnectionError (HubUnreachableError) when it has not: the outbox keeps them.
         """
-        records = [_fault_record(message) for message in messages]
         try:
-            await self._session.invoke("faults", records)
+            for records in _in_calls([_fault_record(message) for message in messages]):
+                await self._session.invoke("faults", records)
         except HubProtocolError as error:
             raise HubUnreachableError(f"The portal did not store the faults: {error}") from error
 
@@ -92,10 +97,7 @@ class Reporter:
             await self._states_changed.wait()
             await self._clock.sleep(STATES_PAUSE_SECONDS)
             self._states_changed.clear()
-            states = [{**asdict(status), "since": status.since_wall} for status in self._statuses()]
-            for state in states:
-                state.pop("since_wall")
-            await self._tell("serviceStates", states)
+            await self._tell("serviceStates", _states(self._statuses()))
 
     async def _report_facts(self) -> None:
         while True:
@@ -106,7 +108,12 @@ class Reporter:
                 pass
             self._facts_wanted.clear()
             if self._session.connected.is_set():
-                await self._tell("facts", await self.facts())
+                try:
+                    measured = await self.facts()
+                except OSError as error:
+                    log.warning("The machine cannot be measured: %s", error, extra={"action": "facts_failed"})
+                    continue
+                await self._tell("facts", measured)
 
     async def _tell(self, target: str, document: Any) -> None:
         try:
@@ -114,6 +121,36 @@ class Reporter:
         except HubError as error:
             # Told anew at the next sign-in, as the current state.
             log.debug("The portal was not told %s: %s", target, error)
+
+
+def _states(statuses: Sequence[ServiceStatus]) -> list[dict[str, Any]]:
+    """The services' states, their faults as long as one call has room for."""
+    most = TEXT_LIMIT
+    while True:
+        states = [
+            {**asdict(status), "since": status.since_wall, "fault": status.fault and status.fault[:most]}
+            for status in statuses
+        ]
+        for state in states:
+            del state["since_wall"]
+        if not most or len(msgspec.json.encode(states)) <= CALL_LIMIT_BYTES:
+            return states
+        most //= 4
+
+
+def _in_calls(records: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The records in order, in as few calls as they fit in."""
+    call: list[dict[str, Any]] = []
+    size = 0
+    for record in records:
+        length = len(msgspec.json.encode(record))
+        if call and size + length > CALL_LIMIT_BYTES:
+            yield call
+            call, size = [], 0
+        call.append(record)
+        size += length
+    if call:
+        yield call
 
 
 def _fault_record(message: OutboxMessage) -> dict[str, Any]:
@@ -130,7 +167,12 @@ def _fault_record(message: OutboxMessage) -> dict[str, Any]:
         "boot": message.boot,
         "time": message.created_wall,
         "kind": message.kind,
-        "code": str(document.get("code") or ""),
-        "text": str(document.get("text") or ""),
-        "description": str(document.get("description") or ""),
+        **({"record": document} if message.kind == "tracking" else {}),
+        "code": _text(document, "code"),
+        "text": _text(document, "text"),
+        "description": _text(document, "description"),
     }
+
+
+def _text(document: dict[str, Any], key: str) -> str:
+    return str(document.get(key) or "")[:TEXT_LIMIT]
