@@ -108,7 +108,7 @@ class Agent:
 
     async def _compose(self, stack: AsyncExitStack, outbox: Outbox, environment: dict[str, str]) -> None:
         clock, paths, identity = self._clock, self._paths, self._identity
-        deployments = Deployments(paths, manifest_key=identity.manifest_key)
+        deployments = Deployments(paths, manifest_key=identity.manifest_key, node_id=identity.node_id)
         commands = Commands(paths, deployments, stored=load_settings(paths), restart=lambda: self.end(Ending.RESTART))
         session = HubSession(identity, clock=clock, on_signed_in=commands.signed_in)
         logger = Logger(self._writer, console=session.console, wall=clock.wall)

@@ -92,7 +92,11 @@ class Commands:
 
     def _take_settings(self, settings: SignIn) -> None:
         self.settings = settings
-        store_settings(self._paths, settings)
+        try:
+            store_settings(self._paths, settings)
+        except OSError as error:
+            # They hold until the agent ends, and the portal says them again.
+            log.error("The portal's settings cannot be stored: %s", error, extra={"action": "settings_not_stored"})
         self._orchestrator.settings_changed()
         self._sinks.set_iot_hub(settings.iot_hub)
 
@@ -103,6 +107,7 @@ class Commands:
             try:
                 token = self.settings.script_token if self.settings else ""
                 manifest = await self._deployments.stage(signed, partial(self._session.fetch, token=token))
+                self._deployments.switch(signed)
             except HubUnreachableError:
                 raise  # the next sign-in brings the deployment again
             except (DeploymentError, HubProtocolError, OSError) as error:
@@ -111,7 +116,6 @@ class Commands:
                 await self._reporter.deployment("", "failed", str(error))
                 return
             self.deployment_error = ""
-            self._deployments.switch(signed)
             changed = manifest.deployment != self.deployment
             self.deployment = manifest.deployment
             active = self.settings is None or self.settings.active

@@ -37,8 +37,7 @@ class HubSession:
     """Keeps one signed-in connection to the portal, with full-jitter back-off between attempts (1 s to 5 min).
 
     Args:
-        on_signed_in: awaited with the answer of each sign-in before commands are taken.
-        on_connected / on_disconnected: told when the link comes and goes (not awaited).
+        on_signed_in: awaited with the answer of each sign-in; what it raises ends the connection, and only that.
 
     On the loop only.
     """
@@ -184,7 +183,6 @@ class HubSession:
             ) from error
         self._policy = settings.policies.disconnect_policy
         self.console_on = settings.debug
-        self._backoff.reset()
         self.last_error = ""
         self.since_wall = self._clock.wall()
         self.connected.set()
@@ -197,7 +195,21 @@ class HubSession:
             self._identity.organization_id,
             False,
         )
-        await self._on_signed_in(settings)
+        await self._take_in(connection, settings)
+        self._backoff.reset()
+
+    async def _take_in(self, connection: HubConnection, settings: SignIn) -> None:
+        try:
+            await self._on_signed_in(settings)
+        except HubError:
+            raise
+        except Exception as error:
+            # As with a command: whatever the portal said, the node's services run on.
+            log.exception("The portal's sign-in answer could not be taken in.", extra={"action": "sign_in_failed"})
+            raise HubProtocolError(
+                f"The sign-in answer of {connection.url} could not be taken in ({type(error).__name__}); "
+                "the node goes on with what it has and signs in again later."
+            ) from error
 
     async def _read(
         self, connection: HubConnection, signed_in: asyncio.Future[SignIn], tasks: asyncio.TaskGroup
@@ -234,7 +246,7 @@ class HubSession:
     async def _heartbeat(self, connection: HubConnection) -> None:
         self._missed_heartbeats = 0
         while True:
-            if self._missed_heartbeats >= self._policy.missed_hearbeat_limit:
+            if self._missed_heartbeats >= max(1, self._policy.missed_hearbeat_limit):
                 raise HubUnreachableError(
                     f"{connection.url} left {self._missed_heartbeats} heartbeats unanswered; connecting anew."
                 )

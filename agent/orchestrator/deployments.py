@@ -7,6 +7,7 @@ signed manifest that runs. A power cut at any point leaves the old deployment or
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import hashlib
 import logging
@@ -43,17 +44,19 @@ class Deployments:
 
     Args:
         manifest_key: the organisation's Ed25519 public key, raw in base64, as learnt at enrolment.
+        node_id: whose deployments are taken: one that was signed for another node is refused.
     """
 
-    def __init__(self, paths: Paths, *, manifest_key: str) -> None:
+    def __init__(self, paths: Paths, *, manifest_key: str, node_id: str) -> None:
         self._paths = paths
         self._key = base64.b64decode(manifest_key)
+        self._node_id = node_id
 
     def load(self) -> Manifest | None:
         """The deployment that ran last, or None. A damaged file is set aside and counts as none."""
         try:
             signed = msgspec.json.decode(self._paths.deployment.read_bytes(), type=SignedManifest)
-            return signed.open(public_key=self._key)
+            return self._open(signed)
         except FileNotFoundError:
             return None
         except (msgspec.MsgspecError, HubProtocolError) as error:
@@ -66,17 +69,15 @@ class Deployments:
         """Bring everything that `signed` names onto the disk and check it, beside what runs.
 
         `fetch` downloads a path of the portal. Raises DeploymentError for a script that is not what the manifest says
-        or cannot be a service, HubProtocolError for a manifest that is not the organisation's, HubUnreachableError
-        when a download breaks off, OSError when the disk is full; nothing that runs is touched.
+        or cannot be a service, HubProtocolError for a manifest that is not this node's, HubUnreachableError when a
+        download breaks off, OSError when the disk is full; nothing that runs is touched.
         """
-        manifest = signed.open(public_key=self._key)
+        manifest = self._open(signed)
         for service in manifest.services:
             self._check_names(service)
-            path = self.script_path(service)
-            if not _is_script(path, service.sha256):
-                content = await fetch(service.path)
-                self._check_script(service, content)
-                write_atomically(path, content)
+        for service in await asyncio.to_thread(self._missing, manifest):
+            content = await fetch(service.path)
+            await asyncio.to_thread(self._store, service, content)
         return manifest
 
     def switch(self, signed: SignedManifest) -> None:
@@ -113,21 +114,29 @@ class Deployments:
             )
         return specs
 
-    def complete(self, manifest: Manifest) -> bool:
-        """Whether every script of the manifest is on the disk, undamaged."""
-        return all(_is_script(self.script_path(service), service.sha256) for service in manifest.services)
-
     def collect(self, manifest: Manifest) -> None:
-        """Remove scripts that the manifest no longer names."""
+        """Remove scripts that the manifest no longer names; what cannot be removed stays until the next time."""
         keep = {service.sha256 for service in manifest.services}
-        if self._paths.scripts.is_dir():
-            for folder in self._paths.scripts.iterdir():
-                if folder.name not in keep:
-                    shutil.rmtree(folder)
+        for folder in self._paths.scripts.glob("*"):
+            if folder.name not in keep:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def script_path(self, service: ManifestService) -> Path:
         """Where a service's script is kept."""
         return self._paths.scripts / service.sha256 / service.file
+
+    def _open(self, signed: SignedManifest) -> Manifest:
+        manifest = signed.open(public_key=self._key)
+        if manifest.node_id != self._node_id:
+            raise HubProtocolError("The deployment is another node's; this node keeps what it runs.")
+        return manifest
+
+    def _missing(self, manifest: Manifest) -> list[ManifestService]:
+        return [each for each in manifest.services if not _is_script(self.script_path(each), each.sha256)]
+
+    def _store(self, service: ManifestService, content: bytes) -> None:
+        self._check_script(service, content)
+        write_atomically(self.script_path(service), content)
 
     def _check_names(self, service: ManifestService) -> None:
         # Both become parts of a path.
@@ -138,6 +147,9 @@ class Deployments:
             )
         if service.id != service.file.lower().replace(".", "_"):
             raise DeploymentError(f"The deployment calls {service.file} {service.id[:120]!r}; ids follow file names.")
+        # It is put behind the portal's address: anything else could name another host, which would get the token.
+        if not service.path.startswith("/"):
+            raise DeploymentError(f"The deployment names {service.path[:120]!r} for {service.file}, which is no path.")
 
     def _check_script(self, service: ManifestService, content: bytes) -> None:
         if len(content) > SCRIPT_LIMIT_BYTES:

@@ -1,6 +1,7 @@
 """A whole agent against a hub that records: services in real processes, the Azure SDK against the local IoT Hub."""
 
 import asyncio
+import errno
 import io
 import json
 from collections.abc import AsyncIterator, Callable
@@ -236,6 +237,24 @@ async def test_errors_reach_the_portal_also_after_an_outage(hub: FakeHub, node: 
         await hub.called("faults", count=3)
     sequences = [record["sequence"] for call in hub.calls if call.target == "faults" for record in call.arguments[0]]
     assert sorted(set(sequences)) == [1, 2, 3]
+
+
+async def test_a_disk_that_takes_no_settings_does_not_end_the_agent(
+    hub: FakeHub, cloud: Emulator, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("agent.hub.commands.store_settings", full)
+    hub.assign({"Counter.py": COUNTER}, count=2)
+    async with node.running():
+        await cloud.wait_for(2)
+        monkeypatch.setattr("agent.orchestrator.deployments.write_atomically", full)
+        await hub.deploy({"Counter.py": COUNTER + "# newer\n"}, count=2)
+        refused = await hub.called("deploymentState", where=lambda call: call.arguments[0]["state"] == "failed")
+        assert "No space left" in refused[0].arguments[0]["error"]
+        assert (await node.status())["services"][0]["state"] == "running"
+    assert hub.sign_ins == 1
 
 
 async def test_no_secret_is_in_the_log(hub: FakeHub, cloud: Emulator, node: Node) -> None:

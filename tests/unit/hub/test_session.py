@@ -115,6 +115,25 @@ async def test_portal_with_a_fault_is_tried_until_it_works(hub: FakeHub, identit
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_sign_in_that_cannot_be_taken_in_is_tried_again(
+    hub: FakeHub, identity: Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = 0
+    taken = asyncio.Event()
+
+    async def take(_: SignIn) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise OSError(28, "No space left on device")
+        taken.set()
+
+    async with running(identity, on_signed_in=take):
+        async with asyncio.timeout(10):
+            await taken.wait()
+    assert "could not be taken in" in caplog.text
+
+
 async def test_unanswered_heartbeats_end_the_connection(hub: FakeHub, identity: Identity) -> None:
     hub.answer_heartbeats = False
     hub.settings = {"policies": {"disconnectPolicy": {"heartbeatTimeout": 0, "missedHearbeatLimit": 1}}}

@@ -25,7 +25,7 @@ def hub() -> FakeHub:
 
 @pytest.fixture
 def deployments(paths: Paths, hub: FakeHub) -> Deployments:
-    return Deployments(paths, manifest_key=hub.manifest_key)
+    return Deployments(paths, manifest_key=hub.manifest_key, node_id="node-1")
 
 
 def signed(hub: FakeHub, *services: ManifestService) -> SignedManifest:
@@ -53,7 +53,7 @@ async def test_staged_deployment_starts_from_the_disk_after_a_switch(
     assert deployments.load() is None, "staging alone changes nothing"
     deployments.switch(document)
 
-    again = Deployments(paths, manifest_key=hub.manifest_key)
+    again = Deployments(paths, manifest_key=hub.manifest_key, node_id="node-1")
     loaded = again.load()
     assert loaded == staged
     spec = again.specs(loaded)[0]
@@ -109,6 +109,21 @@ async def test_manifest_of_another_key_is_refused(hub: FakeHub, deployments: Dep
         await deployments.stage(stranger, Portal(hub))
 
 
+async def test_deployment_of_another_node_is_refused(paths: Paths, hub: FakeHub) -> None:
+    hub.assign({"Pump.py": SOURCE})
+    with pytest.raises(HubProtocolError, match="another node's"):
+        await Deployments(paths, manifest_key=hub.manifest_key, node_id="node-2").stage(signed(hub), Portal(hub))
+
+
+async def test_script_of_another_host_is_not_fetched(hub: FakeHub, deployments: Deployments) -> None:
+    hub.assign({"Pump.py": SOURCE})
+    hub._services[0].path = "@elsewhere.example/Pump.py"
+    portal = Portal(hub)
+    with pytest.raises(DeploymentError, match="no path"):
+        await deployments.stage(signed(hub), portal)
+    assert portal.fetched == []
+
+
 async def test_download_that_breaks_off_leaves_what_runs(hub: FakeHub, deployments: Deployments) -> None:
     hub.assign({"Pump.py": SOURCE})
     first = signed(hub)
@@ -133,7 +148,6 @@ async def test_damaged_script_is_left_out_and_the_others_start(
     deployments.script_path(manifest.services[0]).write_text("torn", "utf-8")
     assert [spec.id for spec in deployments.specs(manifest)] == ["fan_py"]
     assert "Pump.py 1.0 is not on this node or is damaged" in caplog.text
-    assert not deployments.complete(manifest)
 
 
 async def test_damaged_deployment_is_set_aside(paths: Paths, hub: FakeHub, deployments: Deployments) -> None:
