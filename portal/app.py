@@ -27,6 +27,7 @@ from portal.portal import Portal
 from portal.problems import MEDIA_TYPE, Problem, add_error_handlers
 from portal.services.api import router as services_router
 from portal.settings import Settings
+from portal.tracking.api import router as tracking_router
 
 _DESCRIPTION = """
 Everything that the pages can do. Sign in with `POST /api/session`; the session is a cookie. Errors are
@@ -112,6 +113,7 @@ def create_app(
         flows_router,
         console_router,
         faults_router,
+        tracking_router,
     ):
         app.include_router(router, prefix="/api")
     app.include_router(docs_router)

@@ -146,7 +146,7 @@ class LocalSubscription:
 
 
 def nodes_topic(organization_id: str) -> str:
-    """`{"change": "online|offline|changed|enrolled|deleted|services|announced|fault", "node_id", "node"}`."""
+    """`{"change": "online|offline|changed|enrolled|deleted|services|announced|fault|tracking", "node_id", "node"}`."""
     return f"nodes.{organization_id}"
 
 

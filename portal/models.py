@@ -7,6 +7,7 @@ from portal.nodes.models import Announcement, Node, NodeEvent, NodeService, Node
 from portal.organizations.models import Organization
 from portal.people.models import Person, PersonSession, SetupToken
 from portal.services.models import Service, ServiceVersion
+from portal.tracking.models import TrackingRecord
 
 __all__ = [
     "Announcement",
@@ -24,5 +25,6 @@ __all__ = [
     "Service",
     "ServiceVersion",
     "SetupToken",
+    "TrackingRecord",
     "VerificationCode",
 ]

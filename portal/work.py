@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from portal.people.service import PeopleService
     from portal.portal import Portal
     from portal.services.service import ScriptService
+    from portal.tracking.service import TrackingService
 
 _RANK: dict[Role, int] = {"viewer": 0, "operator": 1, "owner": 2}
 
@@ -127,3 +128,10 @@ class Work:
         from portal.faults.service import FaultService
 
         return FaultService(self)
+
+    @cached_property
+    def tracking(self) -> TrackingService:
+        """Tracking records."""
+        from portal.tracking.service import TrackingService
+
+        return TrackingService(self)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from portal.faults.models import Fault
+from portal.ledger import add_new
 from portal.nodes.models import Node
 
 
@@ -19,26 +20,8 @@ class FaultRepository:
         self._session = session
 
     async def add_new(self, node_id: str, faults: Sequence[Fault]) -> list[Fault]:
-        """Store those that are not stored yet; which these were.
-
-        One connection of a node is served at a time, so that nobody stores the same faults in between; should it
-        happen nevertheless, the unique constraint refuses the transaction and the node reports them again.
-        """
-        keys = [(fault.stream, fault.service, fault.sequence) for fault in faults]
-        rows = await self._session.execute(
-            select(Fault.stream, Fault.service, Fault.sequence).where(
-                Fault.node_id == node_id, tuple_(Fault.stream, Fault.service, Fault.sequence).in_(keys)
-            )
-        )
-        seen = {(row[0], row[1], row[2]) for row in rows}
-        new: list[Fault] = []
-        for key, fault in zip(keys, faults, strict=True):
-            if key not in seen:
-                seen.add(key)
-                new.append(fault)
-        self._session.add_all(new)
-        await self._session.flush()
-        return new
+        """Store those that are not stored yet; which these were."""
+        return await add_new(self._session, Fault, node_id, faults)
 
     async def page(
         self, organization_id: str, *, node_id: str, code: str, limit: int, before: int | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -13,6 +13,8 @@ FAULTS_AT_ONCE = 500
 SERVICES_AT_ONCE = 500
 FACTS_LIMIT_BYTES = 64 * 1024
 TEXT_LIMIT = 16 * 1024
+TRACKING_LIMIT_BYTES = 256 * 1024
+"""As much as a node's outbox takes."""
 
 Record = TypeVar("Record")
 
@@ -62,17 +64,19 @@ class AnnounceRequest(msgspec.Struct):
 
 
 class FaultReport(msgspec.Struct):
-    """One of the records of `faults`."""
+    """One of the records of `faults`: a fault, or what a service told with Track."""
 
     stream: str
     service: str
     sequence: int
     boot: str = ""
     time: float | None = None
-    kind: str = "fault"
+    kind: Literal["fault", "tracking"] = "fault"
     code: str | int | None = ""
     text: Any = ""
     description: Any = ""
+    record: Any = None
+    """Of a tracking record: all of it."""
 
 
 class ServiceReport(msgspec.Struct):
@@ -118,6 +122,24 @@ def argument(arguments: Sequence[Any], index: int, default: Any = None) -> Any:
 def clip(text: Any, limit: int = TEXT_LIMIT) -> str:
     """Outside text, bounded and without NUL, which PostgreSQL cannot store."""
     return "" if text is None else str(text)[:limit].replace("\x00", "")
+
+
+def tracking_record(report: FaultReport) -> dict[str, Any]:
+    """What a service told with Track, bounded: of what is too large to keep, the beginning of its text."""
+    record = report.record
+    if record is None:
+        # Not from our agent: its texts are all there is.
+        texts = {"code": report.code, "text": report.text, "description": report.description}
+        record = {key: value for key, value in texts.items() if value}
+    if not isinstance(record, dict):
+        record = {"message": record}
+    try:
+        encoded = msgspec.json.encode(record)
+    except RecursionError as error:
+        raise MalformedArgumentsError("faults: a tracking record is nested too deeply") from error
+    if len(encoded) > TRACKING_LIMIT_BYTES:
+        return {"clipped": clip(encoded.decode())}
+    return record
 
 
 def moment(seconds: float | None, default: datetime) -> datetime:

@@ -1,4 +1,4 @@
-"""What nodes tell: console lines, states of services and deployments, facts, faults, answers to commands."""
+"""What nodes tell: console lines, states of services and deployments, facts, faults, tracking, answers to commands."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from portal.hub.records import (
     clip,
     moment,
     read,
+    tracking_record,
 )
 from portal.hub.refusal import node_of
 from portal.hub.registry import Registry
 from portal.nodes.models import NodeService
 from portal.nodes.repository import NodeRepository
+from portal.tracking.models import TrackingRecord
+from portal.tracking.repository import TrackingRepository
 
 if TYPE_CHECKING:
     from portal.portal import Portal
@@ -141,7 +144,7 @@ class Reports:
         return Reply()
 
     async def faults(self, connection: NodeConnection, arguments: list[Any]) -> Reply:
-        """`faults`: store those that are new; the completion says that they are stored."""
+        """`faults`: store the faults and tracking records that are new; the completion says that they are stored."""
         node_id = node_of(connection)
         reports = read(argument(arguments, 0), list[FaultReport], "faults")
         if len(reports) > FAULTS_AT_ONCE:
@@ -152,29 +155,33 @@ class Reports:
             node = await nodes.get(connection.organization_id, node_id)
             if node is None:
                 return Reply(error="The node was deleted in the portal.")
-            rows = [
-                Fault(
-                    organization_id=connection.organization_id,
-                    node_id=node_id,
-                    stream=clip(report.stream, 64),
-                    service=clip(report.service, 100),
-                    sequence=report.sequence,
-                    boot=clip(report.boot, 64),
-                    code=clip(report.code, 50),
-                    text=clip(report.text),
-                    description=clip(report.description),
-                    at=moment(report.time, now),
-                    received_at=now,
-                )
-                for report in reports
-                if report.kind == "fault"
-            ]
-            stored = await FaultRepository(session).add_new(node_id, rows)
+            faults: list[Fault] = []
+            tracking: list[TrackingRecord] = []
+            for report in reports:
+                place: dict[str, Any] = {
+                    "organization_id": connection.organization_id,
+                    "node_id": node_id,
+                    "stream": clip(report.stream, 64),
+                    "service": clip(report.service, 100),
+                    "sequence": report.sequence,
+                    "boot": clip(report.boot, 64),
+                    "at": moment(report.time, now),
+                    "received_at": now,
+                }
+                if report.kind == "tracking":
+                    tracking.append(TrackingRecord(**place, record=tracking_record(report)))
+                else:
+                    code, text, description = clip(report.code, 50), clip(report.text), clip(report.description)
+                    faults.append(Fault(**place, code=code, text=text, description=description))
+            tracked = await TrackingRepository(session).add_new(node_id, tracking)
+            stored = await FaultRepository(session).add_new(node_id, faults)
             for fault in stored:
                 text = f"{fault.service}: {fault.text}"[:1000]
                 nodes.record(node, now, "fault", text, code=fault.code, service=fault.service, fault_id=fault.id)
         if stored:
             self._tell(connection, node_id, "fault")
+        if tracked:
+            self._tell(connection, node_id, "tracking")
         return Reply()
 
     async def notify(self, connection: NodeConnection, arguments: list[Any]) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def alembic_config() -> Config:
 async def _migrate(url: str, tell: Callable[[str], None]) -> None:
     database = Database(url)
     try:
+        if database.is_sqlite:
+            _make_private(database.engine.url.database)
         async with database.engine.begin() as connection:
             if not database.is_sqlite:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
@@ -51,6 +54,12 @@ async def _migrate(url: str, tell: Callable[[str], None]) -> None:
         ) from error
     finally:
         await database.close()
+
+
+def _make_private(path: str | None) -> None:
+    """Make the file before SQLite does, which would let everybody read it; its other files take over the mode."""
+    if path and not path.startswith((":", "file:")):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _upgrade(connection: Connection, tell: Callable[[str], None]) -> None:

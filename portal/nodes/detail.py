@@ -24,6 +24,7 @@ from portal.nodes.views import (
     NodeEventView,
     ServiceStateView,
 )
+from portal.tracking.panel import TrackingPanel
 from portal.web.components import (
     Button,
     Chart,
@@ -104,6 +105,7 @@ class NodeShown:
                 self.console = ConsoleFeed(visit, node_id=node.id)
                 with panel("Faults", flush=True):
                     self._faults = FaultList(node_names=False)
+                self._tracking = TrackingPanel(visit, on=node.tracking, change=self._change)
                 with panel("Timeline", flush=True):
                     self._timeline = Tag("ol", "", "timeline", tabindex="0", aria_label="Timeline")
             with Tag("div", "", "stack stack-wide"):
@@ -138,6 +140,7 @@ class NodeShown:
             node = await work.nodes.get(self._id)
             events = (await work.nodes.events(self._id, limit=50)).items
             faults = (await work.faults.list(node_id=self._id, limit=20)).items
+            tracking = (await work.tracking.list(node_id=self._id, limit=20)).items
             flows = (await work.flows.list(limit=200)).items
             known = [each.tag for each in await work.nodes.tags()]
         self._node = node
@@ -154,6 +157,7 @@ class NodeShown:
         used = pins_in_use(node.assigned, flows)
         draw(self._pins, used, lambda: self._draw_pins(used))
         self._faults.show(faults)
+        self._tracking.show(node, tracking)
         self._draw_machine()
         self.console.node_changed(node)
         if self._operates and self._enabled.value != node.enabled:

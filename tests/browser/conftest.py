@@ -296,6 +296,12 @@ class FakeNode:
         record |= {"time": 1_767_225_600.0, "code": code, "text": text, "description": description}
         await self._connection.invoke("faults", [record])
 
+    async def track(self, record: dict[str, Any], *, service: str = "Packer") -> None:
+        """Deliver a tracking record."""
+        self._sequence += 1
+        place = {"stream": "s1", "service": service, "sequence": self._sequence, "boot": "boot-1", "kind": "tracking"}
+        await self._connection.invoke("faults", [{**place, "time": 1_767_225_600.0, "record": record}])
+
 
 @pytest.fixture
 def fake_node() -> type[FakeNode]:

@@ -93,6 +93,22 @@ async def test_a_node_shows_its_services_measurements_faults_and_events_live(por
     await expect(page.get_by_role("region", name="Timeline").get_by_text("Door <b>open</b>")).to_be_visible()
 
 
+async def test_tracking_is_switched_on_and_its_records_come_by_themselves(portal, pages, node):
+    page = await pages.open(portal, f"/nodes/{node.id}")
+    tracking = page.get_by_role("region", name="Tracking")
+    await expect(tracking.get_by_text("Tracking is off.")).to_be_visible()
+    await tracking.get_by_role("switch", name="Keep records").click()
+    assert (await node.told("changeTracking")).arguments == [True]
+    await expect(tracking.get_by_text("No record yet.")).to_be_visible()
+    await node.track({"ticket": 4711, "description": "Weighed <b>twice</b>"})
+    await expect(tracking.get_by_text("Weighed <b>twice</b>", exact=True)).to_be_visible()
+    await tracking.get_by_text("Record", exact=True).click()
+    await expect(tracking.get_by_text('"ticket": 4711')).to_be_visible()
+    await tracking.get_by_role("switch", name="Keep records").click()
+    assert (await node.told("changeTracking")).arguments == [False]
+    await expect(tracking.get_by_text("Weighed <b>twice</b>", exact=True)).to_be_visible()
+
+
 async def test_tags_are_added_and_removed_on_the_node_page(portal, pages, node):
     page = await pages.open(portal, f"/nodes/{node.id}")
     tags = page.get_by_role("region", name="Tags")

@@ -53,7 +53,15 @@ async def test_same_number_in_another_stream_or_service_is_another_fault(
 
 @pytest.mark.parametrize(
     "wrong",
-    [None, "text", [{}], [fault("many")], [fault(1, stream=None)], [fault(n) for n in range(501)]],
+    [
+        None,
+        "text",
+        [{}],
+        [fault("many")],
+        [fault(1, stream=None)],
+        [fault(1, kind="rumour")],
+        [fault(n) for n in range(501)],
+    ],
 )
 async def test_malformed_faults_are_refused_and_not_completed_as_stored(
     running: RunningPortal, owner: PortalClient, wrong: Any
@@ -70,12 +78,6 @@ async def test_time_that_cannot_be_is_replaced(running: RunningPortal, owner: Po
         await node.invoke("faults", [fault(1, time=time)])
         [stored] = (await owner.done("GET", "/api/faults"))["items"]
     assert stored["at"][:4] in ("2027", "1970")
-
-
-async def test_tracking_records_are_taken_but_are_no_faults(running: RunningPortal, owner: PortalClient) -> None:
-    async with running.enrolled(owner) as node:
-        assert (await node.invoke("faults", [fault(1, kind="tracking")]))["result"] is None
-        assert (await owner.done("GET", "/api/faults"))["items"] == []
 
 
 async def test_faults_are_listed_in_parts_newest_first(running: RunningPortal, owner: PortalClient) -> None:

@@ -8,12 +8,16 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
+from sqlalchemy.orm import Session
 
 from agent.errors import StorageError
 from portal.database import Database
+from portal.faults.models import Fault
 from portal.migrations import alembic_config, migrate
 from portal.models import Base
+from portal.nodes.models import Node, NodeEvent
+from portal.tracking.models import TrackingRecord
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +60,81 @@ def test_database_that_is_up_to_date_is_left_alone(tmp_path: Path) -> None:
     told: list[str] = []
     migrate(url_of(tmp_path), told.append)
     assert told == []
+
+
+def test_data_of_the_first_revision_is_kept_and_can_be_used(tmp_path: Path) -> None:
+    def first(connection: Connection) -> None:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        now = "2026-01-01 12:00:00.000000"
+        for table, values in {
+            "organizations": ("o", "Water works", now, b"key", b"public", False, 30, 3),
+            "faults": (1, "o", "n", "s1", "reader_py", 7, "b1", "666", "Door open", "", now, now),
+            "node_events": (1, "o", "n", now, "fault", "reader_py: Door open", '{"fault_id": 1}'),
+        }.items():
+            if table == "faults":
+                insert_node(connection, now)
+            marks = ", ".join("?" * len(values))
+            connection.exec_driver_sql(f"INSERT INTO {table} VALUES ({marks})", values)
+
+    on(url_of(tmp_path), first)
+    told: list[str] = []
+    migrate(url_of(tmp_path), told.append)
+    assert told[0].startswith("Database: updating from 0001 to ")
+    assert on(url_of(tmp_path), differences) == []
+
+    def look(connection: Connection) -> Any:
+        with Session(connection) as session:
+            [node] = session.scalars(select(Node))
+            [fault] = session.scalars(select(Fault))
+            [event] = session.scalars(select(NodeEvent))
+            place = {"stream": "s1", "service": "reader_py", "sequence": 7, "boot": "b1", "at": fault.at}
+            session.add(
+                TrackingRecord(
+                    organization_id="o", node_id=node.id, received_at=fault.received_at, record={"ticket": 7}, **place
+                )
+            )
+            session.commit()
+            [record] = session.scalars(select(TrackingRecord))
+            return node.name, node.facts, fault.text, fault.sequence, event.detail, record.record
+
+    assert on(url_of(tmp_path), look) == (
+        "pump-1",
+        {"outbox": {"depth": 3}},
+        "Door open",
+        7,
+        {"fault_id": 1},
+        {"ticket": 7},
+    )
+
+
+def insert_node(connection: Connection, now: str) -> None:
+    """A node as the first revision has it."""
+    values = {
+        "id": "n",
+        "organization_id": "o",
+        "name": "pump-1",
+        "name_key": "pump-1",
+        "kind": "outstation",
+        "enabled": True,
+        "tracking": True,
+        "console": False,
+        "created_at": now,
+        "online": False,
+        "machine_name": "",
+        "agent_version": "",
+        "platform": "",
+        "ip_addresses": "[]",
+        "mac_addresses": "[]",
+        "facts": '{"outbox": {"depth": 3}}',
+        "deployment": "",
+        "reported_deployment": "",
+        "deployment_state": "unknown",
+        "deployment_error": "",
+    }
+    marks = ", ".join("?" * len(values))
+    connection.exec_driver_sql(f"INSERT INTO nodes ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
 
 
 def test_revisions_can_be_taken_back(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What services tell with Track: stored durably, each once."""
