@@ -149,8 +149,8 @@ class Agent:
         async def status(_: dict[str, Any]) -> dict[str, Any]:
             return self._status(commands, session, orchestrator, outbox, sinks)
 
-        tasks = await stack.enter_async_context(_cancelled_at_the_end())
         await stack.enter_async_context(serve_control(paths.control_socket, {"status": status}))
+        tasks = await stack.enter_async_context(_cancelled_at_the_end())
         stack.push_async_callback(session.sign_out)
         tasks.start(self._feed_watchdog(), "watchdog")
         tasks.start(sinks.run(), "sinks")

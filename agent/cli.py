@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -212,7 +213,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _say(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
     else:
-        _say(render_status(status, colour=sys.stdout.isatty()))
+        _say(render_status(status, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     return code
 
 

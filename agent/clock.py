@@ -15,7 +15,7 @@ class Clock(Protocol):
         """Seconds since 1970 as the machine believes; may be wrong on a board without a real-time clock."""
 
     def monotonic(self) -> float:
-        """Seconds since boot (CLOCK_BOOTTIME where the system has it), comparable across processes."""
+        """Seconds since boot, time asleep left out (CLOCK_MONOTONIC); comparable across processes."""
 
     def boot_id(self) -> str:
         """The kernel's identifier of this boot."""

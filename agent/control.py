@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from agent.errors import OutstationError
+from agent.errors import OutstationError, StorageError
 
 REQUEST_LIMIT_BYTES = 64 * 1024
 TIMEOUT_SECONDS = 5.0
@@ -31,7 +31,10 @@ class NotRunningError(OutstationError):
 
 @asynccontextmanager
 async def serve_control(path: Path, handlers: dict[str, Handler]) -> AsyncIterator[None]:
-    """Answer requests `{"command": NAME, …}` on `path` while the context is open."""
+    """Answer requests `{"command": NAME, …}` on `path` while the context is open.
+
+    Raises StorageError when the socket cannot be made.
+    """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -46,9 +49,15 @@ async def serve_control(path: Path, handlers: dict[str, Handler]) -> AsyncIterat
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    path.unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(answer, path, limit=REQUEST_LIMIT_BYTES)
-    path.chmod(0o600)
+    try:
+        path.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(answer, path, limit=REQUEST_LIMIT_BYTES)
+        path.chmod(0o600)
+    except OSError as error:
+        raise StorageError(
+            f"The control socket {path} cannot be made: {error}; give another place, with a shorter path perhaps, "
+            "with --runtime-dir."
+        ) from error
     try:
         yield
     finally:

@@ -63,8 +63,20 @@ def load_identity(paths: Paths) -> Identity:
             f"This node is not enrolled: there is no {paths.identity}. "
             "Get a code in the portal under Nodes, then run `outstation enroll URL --code CODE`."
         ) from error
+    except PermissionError as error:
+        raise _of_another_user(paths) from error
     except (OSError, msgspec.MsgspecError) as error:
-        raise StorageError(f"The node's identity {paths.identity} cannot be read: {error}.") from error
+        raise StorageError(
+            f"The node's identity {paths.identity} cannot be read: {error}. Bring it back from a copy; without one, "
+            "delete the node in the portal, move the file away and enrol anew."
+        ) from error
+
+
+def _of_another_user(paths: Paths) -> StorageError:
+    return StorageError(
+        f"The state directory {paths.state} belongs to another user: run this as the user who enrolled the node, "
+        "or as root, or give another with --state-dir."
+    )
 
 
 class IdentityReservation:
@@ -80,7 +92,11 @@ class IdentityReservation:
         self._made: list[Path] = []
 
     def __enter__(self) -> IdentityReservation:
-        if self._paths.identity.exists():
+        try:
+            is_enrolled = self._paths.identity.exists()
+        except PermissionError as error:
+            raise _of_another_user(self._paths) from error
+        if is_enrolled:
             known = load_identity(self._paths)
             raise AlreadyEnrolledError(
                 f"This node is enrolled already, as {known.node_name} at {known.portal_url}. "

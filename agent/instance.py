@@ -25,7 +25,10 @@ class InstanceLock(AbstractContextManager["InstanceLock"]):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"The state directory {self._path.parent} cannot be used: {error.strerror}.") from error
+            raise StorageError(
+                f"The state directory {self._path.parent} cannot be used: {error.strerror}. "
+                "Run this as the user it belongs to, or give another with --state-dir."
+            ) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import ipaddress
 import itertools
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -303,8 +304,15 @@ def _translated(url: str, error: BaseException) -> HubUnreachableError | HubCert
             return HubUnreachableError(f"{url} did not answer in {CONNECT_TIMEOUT_SECONDS:.0f} s.")
         case aiohttp.ClientConnectorError():
             return HubUnreachableError(
-                f"{url} cannot be reached: {error.os_error.strerror or error.os_error}. "
+                f"{url} cannot be reached: {_reason(error.os_error)}. "
                 "Check the address and the network; the portal may not run."
             )
         case _:
             return HubUnreachableError(f"The connection to {url} failed: {str(error) or type(error).__name__}.")
+
+
+def _reason(error: OSError) -> str:
+    # asyncio's own text is "Connect call failed" whatever the reason. A resolver's error numbers are below 0.
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from agent.control import NotRunningError, ask, serve_control
+from agent.errors import StorageError
 
 
 async def echo(request: dict[str, Any]) -> dict[str, Any]:
@@ -39,3 +40,9 @@ async def test_socket_left_by_a_killed_agent_is_replaced(tmp_path: Path) -> None
 def test_asking_where_no_agent_runs_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError, match="No agent answers"):
         ask(tmp_path / "agent.sock", "status")
+
+
+async def test_socket_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="--runtime-dir"):
+        async with serve_control(tmp_path / ("x" * 120) / "agent.sock", {}):
+            pass
