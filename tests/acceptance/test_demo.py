@@ -55,7 +55,11 @@ def test_demo_says_where_it_is_stuck_when_no_reading_arrives(site):
                 hub = next(pid for pid in descendants(process.pid) if "iothub" in command_line(pid))
                 os.kill(hub, signal.SIGSTOP)
                 break
-        output = process.stdout.read()
+        output = ""
+        for line in process.stdout:
+            output += line
+            if "Stuck after" in line:
+                os.kill(hub, signal.SIGCONT)
         assert process.wait(30) == 1, output
     assert "Stuck after 12 s while waiting for readings at the hub" in output
     assert "iothub|" in output, "the processes' logs are shown"
