@@ -121,6 +121,7 @@ class Agent:
             node=identity.node_name,
             clock=clock,
             on_cloud_event=com.cloud_event,
+            keep_without_hub=self._config.outbox.keep_without_hub,
         )
 
         def service_changed(status: ServiceStatus) -> None:
@@ -143,7 +144,7 @@ class Agent:
         reporter.connect(orchestrator)
 
         await take_in_spills(paths, outbox.submit_many)
-        # What the portal said last, before any sink starts: a sink that is not named any more would let its backlog go.
+        # What the portal said last, before any sink starts, so that each starts once and with the right settings.
         commands.use_stored_settings()
 
         async def status(_: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ gpio = "auto"                    # auto, real, simulated
 durability = "crash"             # crash: survives kill -9 of anything; power: survives a power cut
 max_bytes = 268435456
 max_age_days = 30.0
+keep_without_hub = true          # false: what waits for an IoT Hub goes when the portal takes the hub away
 
 [sinks.azure]                    # usually not needed: the portal hands the connection string to the node
 connection_string_file = "/etc/outstation/iothub"   # or hostname, device_id, certificate_file and key_file for X.509
@@ -41,6 +42,8 @@ class OutboxConfig(msgspec.Struct, forbid_unknown_fields=True):
     durability: Literal["crash", "power"] = "crash"
     max_bytes: Annotated[int, msgspec.Meta(ge=1_048_576)] = 268_435_456
     max_age_days: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    keep_without_hub: bool = True
+    """Whether messages that wait for an IoT Hub go on waiting when the portal takes the hub away."""
 
 
 class AzureSinkConfig(msgspec.Struct, forbid_unknown_fields=True):

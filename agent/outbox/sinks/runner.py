@@ -31,6 +31,7 @@ class Sinks:
 
     Args:
         portal: the sink to the portal, which is always there.
+        keep_without_hub: keep what waits for the IoT Hub while there is none (default yes).
     """
 
     def __init__(
@@ -42,8 +43,12 @@ class Sinks:
         node: str,
         clock: Clock,
         on_cloud_event: CloudHandler,
+        keep_without_hub: bool = True,
     ) -> None:
         self._outbox = outbox
+        self._keep_without_hub = keep_without_hub
+        self._hub_was_taken_away = False
+        """By the portal's word: settings that could not be read, or a hub that cannot be used, are no word."""
         self._config = config
         self._portal = portal
         self._node = node
@@ -52,15 +57,14 @@ class Sinks:
         self._running: dict[str, tuple[Sink, asyncio.Task[None]]] = {}
         self._azure: AzureSettings | None = None
         self._azure_running: AzureSettings | None = None
-        self._portal_has_said = False
         self._restart_wanted = False
         self._changed = asyncio.Event()
         if config.azure is not None:
             self._azure = _azure_settings(config.azure)
 
     def set_iot_hub(self, settings: IotHubSettings | None) -> None:
-        """Send to the IoT Hub that the portal names, or to none; a connection string that is none is logged."""
-        self._portal_has_said = True
+        """Send to the IoT Hub that the portal names, or to none for now; a connection string that is none is logged."""
+        self._hub_was_taken_away = settings is None
         if self._config.azure is None:
             try:
                 self._azure = None if settings is None else _assigned_settings(settings)
@@ -99,9 +103,9 @@ class Sinks:
                 for name, make in self._wanted().items():
                     if name not in self._running:
                         self._start(name, make)
-                # Only the portal's word ends what is kept for a hub: settings that could not be read are no word.
-                if self._portal_has_said or self._config.azure is not None:
-                    await self._outbox.retain_sinks(set(self._wanted()))
+                # Only the operator ends what is kept. What the portal says may be a slip, or a hub that comes back.
+                is_over = self._hub_was_taken_away and not self._keep_without_hub
+                await self._outbox.retain_sinks(set(self._wanted()) | (set() if is_over else {"azure"}))
                 await self._changed.wait()
         finally:
             await self._stop_all()
