@@ -62,6 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="Written with url, port, fingerprint and setup_url (JSON) once the portal listens.",
     )
+    add_flag(
+        run_parser,
+        "--retention-days",
+        env="PORTAL_RETENTION_DAYS",
+        default=90,
+        type=int,
+        help="For how many days timelines, faults and tracking records are kept; of each, 10,000 a node at most.",
+    )
     run_parser.set_defaults(portal_run=_run)
     link_parser = commands.add_parser("setup-link", help="print a new one-time link that creates the first owner")
     _add_data(link_parser)
@@ -111,6 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
         self_signed=arguments.self_signed,
         public_url=arguments.public_url or "",
         ready_file=arguments.ready_file,
+        retention_days=arguments.retention_days,
     )
     _set_up_logging()
     taken = listen(settings)

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+from sqlalchemy.exc import DBAPIError
+
 from agent.clock import Clock, SystemClock
 from agent.errors import OutstationError
 from agent.system.notify import notify, watchdog_interval_seconds
@@ -19,6 +21,7 @@ from portal.bus import Bus, LocalBus
 from portal.console.service import ConsoleBook
 from portal.database import Database
 from portal.flows.plan import Plans
+from portal.history.service import HistoryService
 from portal.hub.limits import HubLimits
 from portal.hub.service import HubService
 from portal.migrations import migrate
@@ -47,6 +50,7 @@ class Portal:
         hub: the nodes' connections and the commands to them.
         accounts: set-up and sign-in.
         plans: which services which node runs.
+        history: how much of timelines, faults and tracking is kept.
         console_book: the last console lines.
         library: the ready services, by name.
         fingerprint: SHA-256 of the portal's certificate when it is self-made.
@@ -71,6 +75,7 @@ class Portal:
         self.plans = Plans(self.database, self.vault)
         self.console_book = ConsoleBook(self.bus)
         self.accounts = Accounts(self)
+        self.history = HistoryService(self.database, keep=timedelta(days=settings.retention_days))
         self.hub = HubService(self, hub_limits or HubLimits())
         self.organization_id = ""
         self.setup_url: str | None = None
@@ -168,11 +173,16 @@ class Portal:
             await nodes.delete_announcements_before(now - KEEP_ANNOUNCEMENTS)
             work.after_commit(lambda: self.hub.refresh(ended))
         await self.accounts.forget_idle_sessions()
+        await self.history.trim(now)
 
     async def _keep_house(self) -> None:
         while True:
             await self.clock.sleep(HOUSEKEEPING_SECONDS)
-            await self.sweep()
+            try:
+                await self.sweep()
+            except DBAPIError as error:
+                # A full disk, a database that restarts: the next round does what this one did not.
+                log.error("The housekeeping was not done: %s", error.orig, extra={"action": "housekeeping_failed"})
 
     async def _feed_watchdog(self, interval_seconds: float) -> None:
         while True:

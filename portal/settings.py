@@ -23,6 +23,7 @@ class Settings:
         key: PEM of its private key.
         self_signed: make a certificate once and keep it in `data`.
         public_url: how browsers and nodes reach the portal; empty: made from host and port.
+        retention_days: how long timelines, faults and tracking records are kept (default 90 days).
         ready_file: written with `{"url", "port", "fingerprint", "setup_url"}` once the portal listens.
     """
 
@@ -35,10 +36,15 @@ class Settings:
     self_signed: bool = False
     public_url: str = ""
     ready_file: Path | None = None
+    retention_days: int = 90
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port (PORTAL_PORT) is {self.port}; it must be between 0 and 65535.")
+        if not 1 <= self.retention_days <= 36_500:
+            raise ConfigError(
+                f"--retention-days (PORTAL_RETENTION_DAYS) is {self.retention_days}; it must be between 1 and 36500."
+            )
         if not self.host:
             raise ConfigError("--host (PORTAL_HOST) is empty; give an address such as 127.0.0.1 or 0.0.0.0.")
         if (self.certificate is None) != (self.key is None):

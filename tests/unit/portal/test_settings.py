@@ -15,6 +15,8 @@ from portal.settings import Settings
         ({"port": -1}, "--port"),
         ({"port": 65536}, "--port"),
         ({"host": ""}, "--host"),
+        ({"retention_days": 0}, "--retention-days"),
+        ({"retention_days": 36_501}, "--retention-days"),
         ({"certificate": Path("a.pem")}, "--certificate"),
         ({"key": Path("a.key")}, "--key"),
         ({"certificate": Path(__file__), "key": Path(__file__), "self_signed": True}, "--self-signed"),

@@ -1,0 +1,1 @@
+"""How much of what happened to nodes is kept."""
