@@ -49,3 +49,14 @@ class FaultRepository:
             .group_by(Fault.node_id)
         )
         return {row[0]: row[1] for row in rows}
+
+    async def totals(self, organization_id: str, since: datetime) -> tuple[int, int]:
+        """How many nodes reported faults since a moment, and how many faults these were."""
+        row = (
+            await self._session.execute(
+                select(func.count(func.distinct(Fault.node_id)), func.count()).where(
+                    Fault.organization_id == organization_id, Fault.received_at >= since
+                )
+            )
+        ).one()
+        return row[0], row[1]

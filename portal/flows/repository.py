@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from portal.flows.models import Flow
@@ -32,6 +32,15 @@ class FlowRepository:
         if after is not None:
             query = query.where(Flow.name_key > after)
         return (await self._session.scalars(query.order_by(Flow.name_key).limit(limit))).all()
+
+    async def count(self, organization_id: str) -> int:
+        """How many there are."""
+        return (
+            await self._session.scalar(
+                select(func.count()).select_from(Flow).where(Flow.organization_id == organization_id)
+            )
+            or 0
+        )
 
     async def get(self, organization_id: str, flow_id: str) -> Flow | None:
         """One flow."""

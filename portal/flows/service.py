@@ -39,6 +39,21 @@ class FlowService:
         shown = flows[:limit]
         return Page(items=await self._views(shown), next=shown[-1].name_key if len(flows) > limit else None)
 
+    async def count(self) -> int:
+        """How many flows there are."""
+        return await self._flows.count(self._work.organization_id)
+
+    async def runs_somewhere(self) -> bool:
+        """Whether some flow runs a service on some node."""
+        organization_id = self._work.organization_id
+        plan = await self._work.portal.plans.get(organization_id)
+        tags = await self._nodes.tags_of_all(organization_id)
+        return any(
+            item.enabled
+            for node_id, name, _ in await self._nodes.names(organization_id)
+            for item in plan.for_node(name, tags.get(node_id, ()))
+        )
+
     async def get(self, flow_id: str) -> FlowView:
         """One flow. Raises NotFoundError."""
         return (await self._views([await self._get(flow_id)]))[0]

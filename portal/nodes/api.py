@@ -14,6 +14,7 @@ from portal.nodes.views import (
     ClaimForm,
     IotHubForm,
     NodeChange,
+    NodeCounts,
     NodeDetail,
     NodeEventView,
     NodeView,
@@ -44,6 +45,12 @@ async def list_nodes(
 ) -> Page[NodeView]:
     """Nodes by name."""
     return await work.nodes.list(search=search, tag=tag, status=status, limit=limit, after=after)
+
+
+@router.get("/nodes/counts")
+async def count_nodes(work: ViewerReads) -> NodeCounts:
+    """How many nodes there are, are online, offline and disabled, and have reported faults in the last 24 hours."""
+    return await work.nodes.counts()
 
 
 @router.get("/nodes/{node_id}")

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import String, cast, delete, exists, func, or_, select
+from sqlalchemy import String, and_, case, cast, delete, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from portal.faults.models import Fault
 from portal.nodes.models import Announcement, Node, NodeEvent, NodeService, NodeTag, VerificationCode
 
 
@@ -55,6 +56,29 @@ class NodeRepository:
         if after is not None:
             query = query.where(Node.name_key > after)
         return (await self._session.scalars(query.order_by(Node.name_key).limit(limit))).all()
+
+    async def worst_first(self, organization_id: str, faults_since: datetime, *, limit: int) -> Sequence[Node]:
+        """Nodes in trouble (a failed deployment, faults while online), then offline ones, then the others, by name."""
+        faulty = exists().where(Fault.node_id == Node.id, Fault.received_at >= faults_since)
+        trouble = case(
+            (~Node.enabled, 3),
+            (or_(Node.deployment_state == "failed", and_(Node.online, faulty)), 0),
+            (~Node.online, 1),
+            else_=2,
+        )
+        query = select(Node).where(Node.organization_id == organization_id)
+        return (await self._session.scalars(query.order_by(trouble, Node.name_key).limit(limit))).all()
+
+    async def counts(self, organization_id: str) -> tuple[int, int, int]:
+        """How many nodes there are, how many are online, how many are disabled."""
+        row = (
+            await self._session.execute(
+                select(func.count(), func.count().filter(Node.online), func.count().filter(~Node.enabled)).where(
+                    Node.organization_id == organization_id
+                )
+            )
+        ).one()
+        return row[0], row[1], row[2]
 
     async def get(self, organization_id: str, node_id: str) -> Node | None:
         """One node by id."""

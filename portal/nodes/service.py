@@ -27,6 +27,7 @@ from portal.nodes.views import (
     DeploymentState,
     IotHubForm,
     NodeChange,
+    NodeCounts,
     NodeDetail,
     NodeEventView,
     NodeKind,
@@ -84,6 +85,21 @@ class NodeService:
         return Page(
             items=[NodeView(**self._fields(node, tags[node.id], faults.get(node.id, 0))) for node in shown],
             next=shown[-1].name_key if len(nodes) > limit else None,
+        )
+
+    async def fleet(self, *, limit: int) -> builtins.list[NodeView]:
+        """The nodes that want to be looked at first: those in trouble, then those that are gone, then by name."""
+        nodes = await self._nodes.worst_first(self._work.organization_id, self._faults_since(), limit=limit)
+        tags, faults = await self._around(nodes)
+        return [NodeView(**self._fields(node, tags[node.id], faults.get(node.id, 0))) for node in nodes]
+
+    async def counts(self) -> NodeCounts:
+        """How many nodes are how, counted by the database."""
+        organization_id = self._work.organization_id
+        nodes, online, disabled = await self._nodes.counts(organization_id)
+        faulty, faults = await FaultRepository(self._work.session).totals(organization_id, self._faults_since())
+        return NodeCounts(
+            nodes=nodes, online=online, offline=nodes - online, disabled=disabled, faulty=faulty, faults=faults
         )
 
     async def get(self, node_id: str) -> NodeDetail:
@@ -284,8 +300,11 @@ class NodeService:
 
     async def _around(self, nodes: Sequence[Node]) -> tuple[dict[str, builtins.list[str]], dict[str, int]]:
         ids = [node.id for node in nodes]
-        since = self._portal.now() - FAULTS_WINDOW
-        return await self._nodes.tags_of(ids), await FaultRepository(self._work.session).counts(ids, since)
+        counts = await FaultRepository(self._work.session).counts(ids, self._faults_since())
+        return await self._nodes.tags_of(ids), counts
+
+    def _faults_since(self) -> datetime:
+        return self._portal.now() - FAULTS_WINDOW
 
     def _fields(self, node: Node, tags: builtins.list[str], faults: int) -> dict[str, Any]:
         return {

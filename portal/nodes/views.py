@@ -43,6 +43,19 @@ class NodeView(View):
     created_at: datetime
 
 
+class NodeCounts(View):
+    """How many nodes are how; a disabled node is online or offline besides."""
+
+    nodes: int
+    online: int
+    offline: int
+    disabled: int
+    faulty: int
+    """Nodes that reported a fault in the last 24 hours."""
+    faults: int
+    """Faults that all nodes reported in the last 24 hours."""
+
+
 class ServiceStateView(View):
     """A service as the node reports it."""
 

@@ -9,19 +9,17 @@ from typing import Any
 from portal.bus import Event, catalog_topic, nodes_topic
 from portal.faults.panel import FaultList
 from portal.faults.views import FaultView
-from portal.flows.views import FlowView
 from portal.nodes.pages import add_node
 from portal.nodes.status import condition
-from portal.nodes.views import AnnouncementView, NodeView
+from portal.nodes.views import AnnouncementView, NodeCounts, NodeView
 from portal.web.components import Button, Drawing, Drawn, Moment, Tag, empty, mark_only, panel, status
 from portal.web.icons import MarkKind, icon
 from portal.web.shell import page, page_head
 from portal.web.visit import Visit
 from portal.work import Work
 
-FLEET_LIMIT = 1000
-"""So many nodes have a window; the list of nodes has them all."""
-PART = 200
+FLEET_LIMIT = 200
+"""So many nodes have a window, those in trouble first; the list of nodes has them all."""
 TICKS = 40
 """At most so many in the bar below the number of nodes."""
 _ORDER: dict[MarkKind, int] = {"fault": 0, "warn": 1, "busy": 2, "good": 3, "idle": 4, "off": 5}
@@ -31,39 +29,32 @@ _ORDER: dict[MarkKind, int] = {"fault": 0, "warn": 1, "busy": 2, "good": 3, "idl
 class Picture:
     """What the overview shows, read in one transaction."""
 
+    counts: NodeCounts
     nodes: list[NodeView]
-    more: bool
     faults: list[FaultView]
-    flows: list[FlowView]
     services: int
+    flows: int
+    running: bool
+    """Whether some flow runs a service on some node."""
     announcements: list[AnnouncementView]
 
     @classmethod
     async def read(cls, work: Work) -> Picture:
         """Read it."""
-        nodes: list[NodeView] = []
-        after: str | None = None
-        while len(nodes) < FLEET_LIMIT:
-            part = await work.nodes.list(limit=PART, after=after)
-            nodes.extend(part.items)
-            after = part.next
-            if after is None:
-                break
         return cls(
-            nodes=nodes,
-            more=after is not None,
+            counts=await work.nodes.counts(),
+            nodes=await work.nodes.fleet(limit=FLEET_LIMIT),
             faults=(await work.faults.list(limit=8)).items,
-            flows=(await work.flows.list(limit=PART)).items,
-            services=len((await work.services.list(limit=PART)).items),
+            services=await work.services.count(),
+            flows=await work.flows.count(),
+            running=await work.flows.runs_somewhere(),
             announcements=await work.nodes.announcements(),
         )
 
     @property
-    def running(self) -> bool:
-        """Whether some flow runs a service on some node."""
-        return any(
-            flow.enabled and activity.enabled and activity.nodes for flow in self.flows for activity in flow.activities
-        )
+    def unseen(self) -> int:
+        """How many nodes have no window."""
+        return self.counts.nodes - len(self.nodes)
 
 
 @page("/", title="Overview", section="overview")
@@ -104,11 +95,9 @@ class OverviewShown:
         """Read everything again and draw what differs."""
         async with self._visit.reading() as work:
             now = await Picture.read(work)
-        steps = (bool(now.nodes), now.running)
-        online = sum(node.online for node in now.nodes)
-        faults = sum(node.faults for node in now.nodes)
-        numbers = (online, len(now.nodes), now.more, faults, now.services, len(now.flows))
-        fleet = [(node.id, node.name, condition(node)) for node in now.nodes]
+        steps = (bool(now.counts.nodes), now.running)
+        numbers = (now.counts, now.services, now.flows)
+        fleet = ([(node.id, node.name, condition(node)) for node in now.nodes], now.unseen)
         attention = [node for node in now.nodes if condition(node)[0] in ("fault", "warn")]
         show = self._drawn.show
         show(self._steps, steps, lambda: self._draw_steps(*steps))
@@ -158,14 +147,14 @@ class OverviewShown:
             if not done:
                 Button(label, act, kind="primary" if next_one else "", to=to)
 
-    def _draw_numbers(self, online: int, nodes: int, more: bool, faults: int, services: int, flows: int) -> None:
-        with self._number(f"{online}", f"of {nodes}{'+' if more else ''} nodes online", "/nodes?status=online"):
-            shown = min(nodes, TICKS)
-            lit = round(shown * online / nodes) if nodes else 0
+    def _draw_numbers(self, counts: NodeCounts, services: int, flows: int) -> None:
+        with self._number(f"{counts.online}", f"of {counts.nodes} nodes online", "/nodes?status=online"):
+            shown = min(counts.nodes, TICKS)
+            lit = round(shown * counts.online / counts.nodes) if counts.nodes else 0
             with Tag("span", "", "ticks", aria_hidden="true"):
                 for place in range(shown):
                     Tag("span", "", "tick tick-on" if place < lit else "tick")
-        self._number(str(faults), "faults in 24 hours", "")
+        self._number(str(counts.faults), "faults in 24 hours", "")
         self._number(str(services), "service" if services == 1 else "services", "/services")
         self._number(str(flows), "flow" if flows == 1 else "flows", "/flows")
 
@@ -185,6 +174,10 @@ class OverviewShown:
             with Tag("a", "", f"window window-{kind}", href=f"/nodes/{node.id}"):
                 Tag("span", node.name, "window-name clip")
                 status(kind, word)
+        if now.unseen:
+            with Tag("a", "", "window", href="/nodes"):
+                Tag("span", f"and {now.unseen} more", "window-name clip")
+                Tag("span", "in the list of nodes", "muted small")
 
     def _draw_attention(self, nodes: Sequence[NodeView], now: Picture) -> None:
         for each in now.announcements:

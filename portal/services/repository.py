@@ -53,6 +53,15 @@ class ServiceRepository:
             query = query.where(Service.id > after)
         return (await self._session.scalars(query.order_by(Service.id).limit(limit))).all()
 
+    async def count(self, organization_id: str) -> int:
+        """How many there are."""
+        return (
+            await self._session.scalar(
+                select(func.count()).select_from(Service).where(Service.organization_id == organization_id)
+            )
+            or 0
+        )
+
     async def get(self, organization_id: str, service_id: str) -> Service | None:
         """One service."""
         return await self._session.get(Service, (organization_id, service_id))

@@ -50,6 +50,10 @@ class ScriptService:
             next=shown[-1].id if len(found) > limit else None,
         )
 
+    async def count(self) -> int:
+        """How many services there are."""
+        return await self._services.count(self._work.organization_id)
+
     async def get(self, service_id: str) -> ServiceDetail:
         """One service. Raises NotFoundError."""
         return await self._detail(await self._get(service_id))

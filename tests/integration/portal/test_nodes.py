@@ -7,8 +7,10 @@ import pytest
 
 from agent.hub import protocol
 from portal.bus import nodes_topic
+from portal.nodes.service import new_node
 from portal.settings import Settings
 from portal.testing import FakeClock, HubNode, PortalClient, RunningPortal
+from portal.work import Caller
 
 
 async def test_sign_in_answers_with_settings_manifest_and_token(running: RunningPortal, owner: PortalClient) -> None:
@@ -245,3 +247,75 @@ async def test_sign_out_makes_the_node_offline_at_once(running: RunningPortal, o
     async with running.enrolled(owner) as node:
         await node.invoke("signOut", node.identity.name, "testing", "Offline", node.identity.organization_id)
         assert not (await owner.done("GET", f"/api/nodes/{node.id}"))["online"]
+
+
+async def test_counts_are_those_of_the_whole_fleet(
+    running: RunningPortal, owner: PortalClient, clock: FakeClock
+) -> None:
+    await add_nodes(running, 1200)
+    async with running.enrolled(owner, "online-1") as node, running.enrolled(owner, "online-2") as other:
+        await owner.done("PATCH", f"/api/nodes/{other.id}", {"enabled": False})
+        place = {"stream": "s1", "service": "reader_py", "text": "jammed"}
+        await node.invoke("faults", [{**place, "sequence": 1}, {**place, "sequence": 2}])
+        await other.invoke("faults", [{**place, "sequence": 1}])
+        counted = await owner.done("GET", "/api/nodes/counts")
+        await clock.advance(24 * 3600 + 1)
+        later = await owner.done("GET", "/api/nodes/counts")
+    numbers = {"nodes": 1202, "online": 2, "offline": 1200, "disabled": 1}
+    assert counted == numbers | {"faulty": 2, "faults": 3}
+    assert later == numbers | {"faulty": 0, "faults": 0}
+
+
+async def test_fleet_begins_with_what_is_in_trouble(running: RunningPortal, owner: PortalClient) -> None:
+    await add_nodes(running, 3)
+    async with (
+        running.enrolled(owner, "a-well") as well,
+        running.enrolled(owner, "b-off") as off,
+        running.enrolled(owner, "c-faulty") as faulty,
+        running.enrolled(owner, "d-failed") as failed,
+    ):
+        assert well.id
+        await owner.done("PATCH", f"/api/nodes/{off.id}", {"enabled": False})
+        await faulty.invoke("faults", [{"stream": "s", "service": "x_py", "sequence": 1, "text": "jammed"}])
+        await failed.invoke("deploymentState", {"deployment": "d", "state": "failed", "error": "no room"})
+        caller = Caller(running.portal.organization_id, "alice", "owner")
+        async with running.portal.reading(caller) as work:
+            fleet = [node.name for node in await work.nodes.fleet(limit=6)]
+            assert (await work.services.count(), await work.flows.count()) == (0, 0)
+            assert not await work.flows.runs_somewhere()
+    assert fleet == ["c-faulty", "d-failed", "idle-0", "idle-1", "idle-2", "a-well"]
+
+
+async def test_whether_something_runs_somewhere_is_exact(running: RunningPortal, owner: PortalClient) -> None:
+    await owner.done("POST", "/api/services", {"file": "Reader.py"})
+    activity = {"service_id": "reader_py", "host": "late"}
+    flow = await owner.done("POST", "/api/flows", {"name": "F", "activities": [activity]})
+    caller = Caller(running.portal.organization_id, "alice", "owner")
+
+    async def runs() -> bool:
+        async with running.portal.reading(caller) as work:
+            assert (await work.services.count(), await work.flows.count()) == (1, 1)
+            return await work.flows.runs_somewhere()
+
+    assert not await runs()
+    async with running.enrolled(owner, "late"):
+        assert await runs()
+        off = {"name": "F", "activities": [{**activity, "enabled": False}]}
+        await owner.done("PUT", f"/api/flows/{flow['id']}", off)
+        assert not await runs()
+
+
+async def add_nodes(running: RunningPortal, count: int) -> None:
+    """Nodes that never signed in."""
+    async with running.portal.database.writing() as session:
+        session.add_all(
+            new_node(
+                organization_id=running.portal.organization_id,
+                name=f"idle-{number}",
+                kind="outstation",
+                now=running.portal.now(),
+                public_key=b"key",
+                sas_hash=None,
+            )
+            for number in range(count)
+        )
