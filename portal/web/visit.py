@@ -170,7 +170,8 @@ def sign_in_address(back_to: str) -> str:
 
 def safe_next(address: str) -> str:
     """`address` if it is a path of this portal, else the overview: a link must not lead away after signing in."""
-    if address.startswith("/") and not address.startswith(("//", "/\\")):
+    # Browsers leave control characters out of an address before they read it, and take a backslash for a slash.
+    if address.isprintable() and address.startswith("/") and not address.startswith(("//", "/\\")):
         return address
     return "/"
 
