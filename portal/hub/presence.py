@@ -11,6 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from agent.hub.protocol import (
+    ERROR_INVALID_REQUEST,
     ERROR_NODE_LOCKED,
     ERROR_NODE_NOT_FOUND,
     ERROR_SECRET_NOT_VALID,
@@ -45,6 +46,8 @@ class Presence:
         """`signInAsync`: check who it is, answer with settings and what to run."""
         request = read(argument(arguments, 0), SignInRequest, "host")
         node_id = await self._identify(connection, request)
+        if connection.node_id not in (None, node_id):
+            raise RefusalError("Another node is signed in on this connection; open another one.", ERROR_INVALID_REQUEST)
         generation = self._portal.plans.generation
         now = self._portal.now()
         async with self._portal.writing(None) as work:

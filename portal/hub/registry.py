@@ -72,14 +72,23 @@ class Registry:
     def forget(self, connection: NodeConnection) -> str | None:
         """Note that a connection has ended; the id of the node that is gone with it, if one is."""
         self._open.discard(connection)
-        if connection.announcement_id is not None and self._announced.get(connection.announcement_id) is connection:
-            del self._announced[connection.announcement_id]
-        if connection.script_token_hash is not None:
-            self._script_tokens.pop(connection.script_token_hash, None)
+        self._forget_announcement(connection)
+        self._forget_token(connection)
         return self.leave(connection)
 
+    def _forget_token(self, connection: NodeConnection) -> None:
+        if connection.script_token_hash is not None:
+            self._script_tokens.pop(connection.script_token_hash, None)
+            connection.script_token_hash = None
+
+    def _forget_announcement(self, connection: NodeConnection) -> None:
+        if connection.announcement_id is not None and self._announced.get(connection.announcement_id) is connection:
+            del self._announced[connection.announcement_id]
+        connection.announcement_id = None
+
     def enter(self, connection: NodeConnection, node: Node, told: Told, token: str) -> None:
-        """A node signed in; an older connection of it is closed."""
+        """A node signed in; an older connection of it is closed, and the token of an earlier sign-in ends."""
+        self._forget_token(connection)
         connection.node_id = node.id
         connection.node_name = node.name
         connection.organization_id = node.organization_id
@@ -102,9 +111,13 @@ class Registry:
         return node_id
 
     def enter_announced(self, connection: NodeConnection, announcement_id: str) -> None:
-        """A machine announced itself."""
+        """A machine announced itself; an older connection of it is closed."""
+        self._forget_announcement(connection)
+        before = self._announced.get(announcement_id)
         connection.announcement_id = announcement_id
         self._announced[announcement_id] = connection
+        if before is not None:
+            before.close("Another connection of this machine has taken its place.")
 
     def leave_announced(self, announcement_id: str) -> None:
         """An announced machine was claimed."""

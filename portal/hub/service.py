@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SIGN_IN = frozenset({"signIn", "signInAsync"})
 _AFTER_SIGN_IN = frozenset({"heartBeat", "logMessage", "reconnected", "signedIn"})
 """What an agent that has signed in on another connection goes on with."""
 
@@ -112,7 +113,8 @@ class HubService:
             log.exception("%s from %s failed.", call.target, connection.address, extra={"action": "hub_call_failed"})
             text = "The portal has a fault and could not carry this out; try again later."
             # Without an answer a node that signs in would wait for nothing.
-            return Reply(error=text, close=None if connection.node_id else text)
+            signed_in = connection.node_id is not None and call.target not in _SIGN_IN
+            return Reply(error=text, close=None if signed_in else text)
 
     async def script(self, organization_id: str, file: str, version: str, token: str | None) -> bytes | None:
         """A script for a node; None when there is none or the node may not have it."""

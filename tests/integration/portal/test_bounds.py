@@ -6,8 +6,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from sqlalchemy import event
 
-from agent.hub.protocol import RECORD_LIMIT_BYTES, RECORD_SEPARATOR, RECORDS_PENDING_LIMIT
+from agent.hub.protocol import ERROR_INVALID_REQUEST, RECORD_LIMIT_BYTES, RECORD_SEPARATOR, RECORDS_PENDING_LIMIT
 from portal.hub.limits import HubLimits
 from portal.settings import Settings
 from portal.testing import HubNode, PortalClient, RunningPortal
@@ -174,3 +175,46 @@ async def test_fault_of_the_portal_is_told_as_one_and_never_as_a_bad_credential(
     assert "has a fault" in str(failed.value)
     assert "disk" not in str(failed.value)
     monkeypatch.undo()
+
+
+async def test_script_token_of_an_earlier_sign_in_ends_with_the_next(
+    running: RunningPortal, owner: PortalClient
+) -> None:
+    await owner.done("POST", "/api/services", {"file": "Reader.py"})
+    async with running.enrolled(owner) as node:
+        path = f"/api/Scripts/{node.identity.organization_id}/Reader.py"
+        earlier = node.settings["scriptToken"]
+        assert (await running.get(path, token=earlier))[0] == 200
+        await node.sign_in()
+        assert (await running.get(path, token=earlier))[0] == 401
+        assert (await running.get(path, token=node.settings["scriptToken"]))[0] == 200
+
+
+async def test_second_node_on_one_connection_is_refused(
+    running: RunningPortal, owner: PortalClient, healthy: HubNode
+) -> None:
+    async with running.enrolled(owner) as node:
+        first = node.identity
+        with pytest.raises(ConnectionError) as refused:
+            await node.sign_in(healthy.identity)
+        node.identity = first
+        assert refused.value.args[0][1] == ERROR_INVALID_REQUEST
+        assert (await owner.done("GET", f"/api/nodes/{first.id}"))["online"]
+
+
+async def test_sign_in_that_cannot_be_stored_ends_the_connection(running: RunningPortal, owner: PortalClient) -> None:
+    async with running.enrolled(owner) as node:
+        await node.invoke("signOut")
+        engine = running.portal.database.engine.sync_engine
+
+        def full(_: object) -> None:
+            raise RuntimeError("the disk is full")
+
+        async with running.connect() as again:
+            event.listen(engine, "commit", full, once=True)
+            with pytest.raises(ConnectionError):
+                await again.sign_in(node.identity)
+            assert "has a fault" in str(await again.closed())
+        async with running.connect() as later:
+            await later.sign_in(node.identity)
+            assert (await later.invoke("heartBeat", "well"))["result"] is None

@@ -192,3 +192,21 @@ async def test_there_is_no_white_list_to_enrol_from_yet(running: RunningPortal) 
     async with running.connect() as node:
         await node.send("createNodeFromMacAddress", "02:00:00:00:00:02")
         assert (await node.called("errorMessage"))[1] == 3
+
+
+async def test_machine_that_announces_itself_on_two_connections_keeps_the_newer_one(running: RunningPortal) -> None:
+    async with running.connect() as first, running.connect() as second:
+        await first.invoke("assertNode", {"hostName": "vm"})
+        await second.invoke("assertNode", {"hostName": "vm"})
+        assert "taken its place" in str(await first.closed())
+        assert (await second.invoke("assertNode", {"hostName": "vm"}))["result"] is None
+
+
+async def test_announcement_that_its_connection_has_left_for_another_cannot_be_claimed(
+    running: RunningPortal, owner: PortalClient
+) -> None:
+    async with running.connect() as node:
+        await node.invoke("assertNode", {"hostName": "first"})
+        await node.invoke("assertNode", {"hostName": "second"})
+        waiting = await owner.done("GET", "/api/announcements")
+    assert {each["host_name"]: each["connected"] for each in waiting} == {"first": False, "second": True}
