@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import SecretStr
 
 from portal.access import SESSION_COOKIE, Public, ViewerReads, address_of, portal_of
-from portal.people.service import SESSION_IDLE
+from portal.people.service import SESSION_LONGEST
 from portal.people.views import OpenedSession, PersonView, SetupForm, SignInForm
 
 router = APIRouter(tags=["people"])
@@ -21,7 +21,7 @@ async def set_up(portal: Public, form: SetupForm, request: Request, response: Re
 
 @router.post("/session", status_code=201)
 async def sign_in(portal: Public, form: SignInForm, request: Request, response: Response) -> PersonView:
-    """Sign in. The session is a cookie that scripts cannot read; it ends after seven days without use."""
+    """Sign in. The session is a cookie that scripts cannot read; it ends after seven days without use, or after 30."""
     opened = await portal.accounts.sign_in(form, address=address_of(request), user_agent=_user_agent(request))
     return _with_cookie(request, response, opened)
 
@@ -44,7 +44,7 @@ def _with_cookie(request: Request, response: Response, opened: OpenedSession) ->
     response.set_cookie(
         SESSION_COOKIE,
         opened.token.get_secret_value(),
-        max_age=int(SESSION_IDLE.total_seconds()),
+        max_age=int(SESSION_LONGEST.total_seconds()),
         httponly=True,
         samesite="strict",
         secure=_secure(request),

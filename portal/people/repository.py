@@ -63,9 +63,11 @@ class PeopleRepository:
         """End a session."""
         await self._session.execute(delete(PersonSession).where(PersonSession.token_hash == token_hash))
 
-    async def delete_sessions_before(self, moment: datetime) -> None:
-        """Forget sessions that were last used before `moment`."""
-        await self._session.execute(delete(PersonSession).where(PersonSession.seen_at < moment))
+    async def delete_sessions_before(self, seen: datetime, *, opened: datetime) -> None:
+        """Forget sessions that were last used before `seen`, or opened before `opened`."""
+        await self._session.execute(
+            delete(PersonSession).where((PersonSession.seen_at < seen) | (PersonSession.created_at < opened))
+        )
 
     async def setup_token(self, token_hash: str) -> SetupToken | None:
         """A set-up token by its hash; nobody else gets it until the commit."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -12,7 +14,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
 from pydantic import SecretStr
 
-from portal.errors import InvalidError, NotAllowedError, NotSignedInError
+from portal.errors import InvalidError, NotAllowedError, NotSignedInError, TooManyError
 from portal.people.models import Person, PersonSession, SetupToken
 from portal.people.repository import PeopleRepository
 from portal.people.throttle import Throttle
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
     from portal.portal import Portal
 
 SESSION_IDLE = timedelta(days=7)
+SESSION_LONGEST = timedelta(days=30)
 SESSION_TOUCH = timedelta(minutes=5)
+ATTEMPTS_LIMIT = 32
+"""People who may sign in at the same moment; each password takes a tenth of a second to check."""
 PASSWORD_SHORTEST = 10
 PASSWORD_LONGEST = 1000
 """Longer ones only cost time; the hash takes any length."""
@@ -70,7 +75,7 @@ class Accounts:
     """Set-up and sign-in: what happens before there is a caller.
 
     Checking a password takes a tenth of a second on purpose. It happens in a thread and outside transactions, at most
-    two at a time, so that guessing slows down only who guesses.
+    two at a time and with a bounded queue, so that guessing costs the rest of the portal nothing.
     """
 
     def __init__(self, portal: Portal) -> None:
@@ -79,6 +84,7 @@ class Accounts:
         self._hasher = PasswordHasher()
         self._unknown_hash: str | None = None
         self._slots = asyncio.Semaphore(2)
+        self._attempts = 0
 
     async def needs_setup(self) -> bool:
         """Whether no owner exists yet."""
@@ -107,52 +113,48 @@ class Accounts:
 
         Raises NotAllowedError (`setup_token_invalid`), InvalidError (`password_too_short`), TooManyError.
         """
-        self._throttle.begin("setup", address)
-        _check_password(form.password)
-        password_hash = await self._hash(form.password)
-        async with self._portal.writing(None) as work:
-            people = PeopleRepository(work.session)
-            token = await people.setup_token(hash_token(form.token))
-            if token is None or await people.has_owner(token.organization_id):
-                raise NotAllowedError(
-                    "This set-up link is not valid (any more). Restart the portal or run "
-                    "`outstation portal setup-link` for a new one; with an owner in place, sign in instead.",
-                    code="setup_token_invalid",
+        with self._attempt("setup", address):
+            _check_password(form.password)
+            password_hash = await self._hash(form.password)
+            async with self._portal.writing(None) as work:
+                people = PeopleRepository(work.session)
+                token = await people.setup_token(hash_token(form.token))
+                if token is None or await people.has_owner(token.organization_id):
+                    raise NotAllowedError(
+                        "This set-up link is not valid (any more). Restart the portal or run "
+                        "`outstation portal setup-link` for a new one; with an owner in place, sign in instead.",
+                        code="setup_token_invalid",
+                    )
+                await people.delete_setup_tokens(token.organization_id)
+                person = Person(
+                    id=str(uuid.uuid4()),
+                    organization_id=token.organization_id,
+                    name=form.name,
+                    name_key=form.name.casefold(),
+                    password_hash=password_hash,
+                    role="owner",
+                    enabled=True,
+                    created_at=self._portal.now(),
                 )
-            await people.delete_setup_tokens(token.organization_id)
-            person = Person(
-                id=str(uuid.uuid4()),
-                organization_id=token.organization_id,
-                name=form.name,
-                name_key=form.name.casefold(),
-                password_hash=password_hash,
-                role="owner",
-                enabled=True,
-                created_at=self._portal.now(),
-            )
-            people.add(person)
-            await work.session.flush()
-            if form.organization:
-                await work.organizations.rename(token.organization_id, form.organization)
-            opened = await self._open(work, person, address, user_agent)
-        self._throttle.succeeded("setup", address)
-        return opened
+                people.add(person)
+                await work.session.flush()
+                if form.organization:
+                    await work.organizations.rename(token.organization_id, form.organization)
+                return await self._open(work, person, address, user_agent)
 
     async def sign_in(self, form: SignInForm, *, address: str, user_agent: str) -> OpenedSession:
         """Open a session. Raises NotSignedInError (`sign_in_failed`), TooManyError."""
-        key = ("person", form.name.casefold(), address)
-        self._throttle.begin(*key)
-        async with self._portal.database.reading() as session:
-            person = await PeopleRepository(session).by_name(self._portal.organization_id, form.name.casefold())
-        good = await self._verify(form.password, person.password_hash if person else await self._hash_of_nobody())
-        if person is None or not person.enabled or not good:
-            raise NotSignedInError(
-                "Name or password is wrong. After several failures each attempt has to wait longer.",
-                code="sign_in_failed",
-            )
-        self._throttle.succeeded(*key)
-        async with self._portal.writing(None) as work:
-            return await self._open(work, person, address, user_agent)
+        with self._attempt("person", form.name.casefold(), address):
+            async with self._portal.database.reading() as session:
+                person = await PeopleRepository(session).by_name(self._portal.organization_id, form.name.casefold())
+            good = await self._verify(form.password, person.password_hash if person else await self._hash_of_nobody())
+            if person is None or not person.enabled or not good:
+                raise NotSignedInError(
+                    "Name or password is wrong. After several failures each attempt has to wait longer.",
+                    code="sign_in_failed",
+                )
+            async with self._portal.writing(None) as work:
+                return await self._open(work, person, address, user_agent)
 
     async def sign_out(self, token: SecretStr) -> None:
         """End a session; an unknown one is none already."""
@@ -168,7 +170,8 @@ class Accounts:
             return None
         person_session, person = found
         now = self._portal.now()
-        if not person.enabled or person_session.seen_at + SESSION_IDLE < now:
+        ends_at = min(person_session.seen_at + SESSION_IDLE, person_session.created_at + SESSION_LONGEST)
+        if not person.enabled or ends_at < now:
             return None
         if person_session.seen_at + SESSION_TOUCH < now:
             async with self._portal.database.writing() as session:
@@ -177,8 +180,9 @@ class Accounts:
 
     async def forget_idle_sessions(self) -> None:
         """Delete sessions that have ended by themselves."""
+        now = self._portal.now()
         async with self._portal.database.writing() as session:
-            await PeopleRepository(session).delete_sessions_before(self._portal.now() - SESSION_IDLE)
+            await PeopleRepository(session).delete_sessions_before(now - SESSION_IDLE, opened=now - SESSION_LONGEST)
 
     async def _open(self, work: Work, person: Person, address: str, user_agent: str) -> OpenedSession:
         token = secrets.token_urlsafe(32)
@@ -193,9 +197,21 @@ class Accounts:
                 user_agent=user_agent[:200],
             )
         )
-        return OpenedSession(
-            token=SecretStr(token), person=await work.people.view(person), expires_at=now + SESSION_IDLE
-        )
+        return OpenedSession(token=SecretStr(token), person=await work.people.view(person))
+
+    @contextmanager
+    def _attempt(self, *key: str) -> Iterator[None]:
+        """One attempt, throttled by `key`, which succeeds unless an exception leaves it. Raises TooManyError."""
+        # Before the throttle counts: a flood of made-up names would push the counts of real ones out of it.
+        if self._attempts >= ATTEMPTS_LIMIT:
+            raise TooManyError("Too many people sign in at this moment; try again in 2 s.", retry_after_seconds=2)
+        self._throttle.begin(*key)
+        self._attempts += 1
+        try:
+            yield
+        finally:
+            self._attempts -= 1
+        self._throttle.succeeded(*key)
 
     async def _hash(self, password: SecretStr) -> str:
         async with self._slots:

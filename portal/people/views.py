@@ -41,4 +41,3 @@ class OpenedSession(View):
 
     token: SecretStr
     person: PersonView
-    expires_at: datetime

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,18 @@ async def test_session_ends_after_seven_days_without_use(owner: PortalClient, cl
     assert (await owner.call("GET", "/api/me")).status == 401
 
 
+async def test_session_in_daily_use_ends_after_thirty_days_and_the_cookie_lives_as_long(
+    owner: PortalClient, clock: FakeClock
+) -> None:
+    signed_in = await owner.call("POST", "/api/session", {"name": OWNER, "password": PASSWORD})
+    assert f"Max-Age={30 * DAY}" in signed_in.headers["Set-Cookie"]
+    for _ in range(5):
+        await clock.advance(6 * DAY)
+        assert (await owner.call("GET", "/api/me")).status == 200
+    await clock.advance(1)
+    assert (await owner.call("GET", "/api/me")).status == 401
+
+
 async def test_wrong_password_and_unknown_name_get_the_same_answer(running: RunningPortal, owner: PortalClient) -> None:
     wrong = await owner.call("POST", "/api/session", {"name": OWNER, "password": "not the password"})
     unknown = await owner.call("POST", "/api/session", {"name": "nobody", "password": "not the password"})
@@ -196,3 +209,13 @@ async def test_answers_carry_security_headers(running: RunningPortal, owner: Por
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["X-Frame-Options"] == "DENY"
     assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_flood_of_sign_ins_is_refused_before_it_queues_up(running: RunningPortal, owner: PortalClient) -> None:
+    forms = [{"name": f"nobody-{number}", "password": "not the password"} for number in range(80)]
+    answers = await asyncio.gather(*(owner.call("POST", "/api/session", form) for form in forms))
+    refused = [answer for answer in answers if answer.status == 429]
+    assert refused
+    assert {answer.code for answer in refused} == {"too_many_attempts"}
+    assert {answer.status for answer in answers} == {401, 429}
+    await owner.sign_in()
