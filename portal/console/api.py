@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
-from portal.access import OperatorWrites, Public, ViewerCalls, ViewerReads
-from portal.bus import Bus, console_topic
+from portal.access import OperatorWrites, Public, ViewerCalls, ViewerReads, caller_of
+from portal.bus import console_topic
 from portal.console.views import ConsoleLine, ConsoleSwitch
+from portal.portal import Portal
 
 router = APIRouter(tags=["console"])
 Node = Annotated[str, Query(max_length=63, description="A node's id or name; empty: all.")]
 KEEP_ALIVE_SECONDS = 15.0
+RECHECK_SECONDS = 60.0
+"""So often a stream looks whether its session still holds."""
 
 
 @router.get("/console")
@@ -34,10 +38,13 @@ async def recent_lines(
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {}}, "description": "Each event's data is a ConsoleLine."}},
 )
-async def stream_lines(portal: Public, caller: ViewerCalls, node: Node = "") -> StreamingResponse:
-    """Lines as they come, as server-sent events; a line that a slow reader missed shows as a gap in the ids."""
+async def stream_lines(portal: Public, caller: ViewerCalls, request: Request, node: Node = "") -> StreamingResponse:
+    """Lines as they come, as server-sent events; a line that a slow reader missed shows as a gap in the ids.
+
+    It ends within a minute when the session does.
+    """
     return StreamingResponse(
-        _events(portal.bus, caller.organization_id, node.casefold()),
+        _events(portal, request, caller.organization_id, node.casefold()),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )
@@ -51,17 +58,22 @@ async def switch_console(
     await work.console.switch(node_id, on=form.on)
 
 
-async def _events(bus: Bus, organization_id: str, node: str) -> AsyncIterator[str]:
-    async with bus.subscribe(console_topic(organization_id)) as lines:
+async def _events(portal: Portal, request: Request, organization_id: str, node: str) -> AsyncIterator[str]:
+    checked_at = portal.clock.monotonic()
+    async with portal.bus.subscribe(console_topic(organization_id)) as lines:
         yield ": connected\n\n"
         while True:
-            try:
+            text = ": still here\n\n"
+            with contextlib.suppress(TimeoutError):
                 event = await lines.next(KEEP_ALIVE_SECONDS)
-            except TimeoutError:
-                yield ": still here\n\n"
-                continue
-            if event is None:
-                return
-            line = event.data
-            if not node or node in (line["node_id"], line["node"].casefold()):
-                yield f"id: {line['id']}\ndata: {json.dumps(dict(line))}\n\n"
+                if event is None:
+                    return
+                line = event.data
+                if node and node not in (line["node_id"], line["node"].casefold()):
+                    continue
+                text = f"id: {line['id']}\ndata: {json.dumps(dict(line))}\n\n"
+            if portal.clock.monotonic() - checked_at >= RECHECK_SECONDS:
+                if await caller_of(request) is None:
+                    return
+                checked_at = portal.clock.monotonic()
+            yield text

@@ -88,3 +88,19 @@ async def test_book_is_bounded_for_each_node(running: RunningPortal, owner: Port
     assert len(lines) == 500
     assert lines[0]["text"] == "line 21"
     assert len(lines[-1]["text"]) == 8192
+
+
+async def test_stream_ends_when_its_session_does(running: RunningPortal, owner: PortalClient, clock: FakeClock) -> None:
+    async with running.enrolled(owner) as node, running.client() as other:
+        await switch_on(owner, node)
+        await other.sign_in()
+        async with other.session.get(f"{running.url}/api/console/stream") as stream:
+            assert await stream.content.readline() == b": connected\n"
+            await say(node, "seen")
+            assert (await next_event(stream.content))["text"] == "seen"
+            await other.done("DELETE", "/api/session")
+            await clock.advance(60)
+            await say(node, "not seen")
+            async with asyncio.timeout(10):
+                rest = await stream.content.read()
+    assert b"not seen" not in rest
