@@ -104,6 +104,14 @@ async def test_self_signed_portal_prints_its_fingerprint_and_keeps_its_certifica
     assert (tmp_path / "data" / "secret.key").stat().st_mode & 0o777 == 0o600
 
 
+async def test_database_is_the_portals_alone_also_in_a_folder_of_everybody(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
+    async with portal_process(tmp_path):
+        files = sorted((tmp_path / "data").glob("portal.db*"))
+        assert len(files) == 3
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
 async def test_killed_portal_starts_again_with_everything(tmp_path: Path) -> None:
     async with portal_process(tmp_path) as (process, ready):
         token = ready["setup_url"].partition("token=")[2]

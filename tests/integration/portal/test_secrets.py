@@ -7,6 +7,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from portal.testing import PASSWORD, PortalClient, RunningPortal
 
@@ -77,3 +79,10 @@ def database_text(path: Path) -> str:
     finally:
         connection.close()
     return "\n".join(value.decode("latin-1") if isinstance(value, bytes) else str(value) for value in values)
+
+
+async def test_error_of_the_database_says_nothing_of_the_values(running: RunningPortal) -> None:
+    with pytest.raises(DBAPIError) as failed:
+        async with running.portal.database.reading() as session:
+            await session.execute(text("SELECT :secret FROM no_such_table"), {"secret": TOKEN})
+    assert TOKEN not in str(failed.value)
