@@ -162,9 +162,10 @@ def rename_class(source: str, old: str, new: str) -> str:
     """Call the class `old` of a script `new`, wherever the name stands as a name."""
     if old == new:
         return source
-    lines = source.splitlines(keepends=True)
+    # The tokenizer's lines end at newlines alone, those of `splitlines` also at form feeds and the like.
+    lines = io.StringIO(source).readlines()
     try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+        tokens = list(tokenize.generate_tokens(iter(lines).__next__))
     except (tokenize.TokenError, SyntaxError):
         return source  # the check that follows says what is wrong with it
     for token in reversed(tokens):

@@ -79,3 +79,8 @@ def test_library_is_read_whole() -> None:
         script.check_source(entry.file, entry.source)
         assert entry.summary, entry.file
         assert entry.category, entry.file
+
+
+def test_form_feed_does_not_shift_what_is_renamed() -> None:
+    source = 'import os\n\x0c\nTEXT = "a\u2028b"\n\n\nclass Old:\n    pass\n'
+    assert script.rename_class(source, "Old", "New") == source.replace("class Old", "class New")
