@@ -20,7 +20,7 @@ from agent import __version__
 from agent.clock import Clock, SystemClock
 from agent.config import AgentConfig
 from agent.control import serve_control
-from agent.errors import ConfigError, StorageError
+from agent.errors import ConfigError, OutstationError, StorageError
 from agent.exitcodes import ExitCode
 from agent.hub.commands import Commands
 from agent.hub.reporter import Reporter
@@ -61,9 +61,20 @@ def run(config: AgentConfig, paths: Paths) -> int:
     writer = configure(config.log_level)
     identity = load_identity(paths)
     with InstanceLock(paths.lock):
-        while asyncio.run(Agent(config, paths, identity, writer=writer).run()) is Ending.RESTART:
+        while _live(Agent(config, paths, identity, writer=writer)) is Ending.RESTART:
             log.info("Starting again, as the portal asked.", extra={"action": "restart"})
     return ExitCode.OK
+
+
+def _live(agent: Agent) -> Ending:
+    """One life; an error of ours that ends a task comes out as itself, for the command line to show."""
+    try:
+        return asyncio.run(agent.run())
+    except* OutstationError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
 
 
 class Agent:
@@ -154,6 +165,7 @@ class Agent:
         tasks = await stack.enter_async_context(_cancelled_at_the_end())
         stack.push_async_callback(session.sign_out)
         tasks.start(self._feed_watchdog(), "watchdog")
+        tasks.start(outbox.watch(), "outbox")
         tasks.start(sinks.run(), "sinks")
         orchestrating = tasks.start(orchestrator.run(), "orchestrator")
 

@@ -27,8 +27,11 @@ class Reserve:
         """What the journal may take; moving it into the file takes as much again."""
 
     def free_bytes(self) -> int:
-        """What the disk has left beside the reserve."""
-        disk = os.statvfs(self._path.parent)
+        """What the disk has left beside the reserve; 0 when it does not answer."""
+        try:
+            disk = os.statvfs(self._path.parent)
+        except OSError:
+            return 0
         return disk.f_bavail * disk.f_frsize
 
     def hold(self) -> bool:

@@ -170,6 +170,10 @@ class Outbox:
         """Return when everything handed in, acknowledged or parked so far is committed."""
         await self._ask(lambda _: None)
 
+    async def watch(self) -> None:
+        """Wait until the outbox is closed. Raises StorageError when it cannot go on, which only a new start mends."""
+        await self._writer.watch()
+
     async def close(self) -> None:
         """Commit what is queued, end the feeds and close the file. Idempotent."""
         if self._closed:

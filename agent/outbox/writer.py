@@ -191,7 +191,13 @@ class Writer:
     async def stop(self) -> None:
         """Do what is queued, close the file and end the thread."""
         self._queue.put(Stop())
-        await self._ended
+        await asyncio.wait([self._ended])
+        # Whoever watches has heard of it.
+        self._ended.exception()
+
+    async def watch(self) -> None:
+        """Return when the thread was stopped; raise StorageError when it failed."""
+        await asyncio.shield(self._ended)
 
     # ---- the thread
 
@@ -204,13 +210,22 @@ class Writer:
             return
         self._call(_resolve, self._ready, Opened(self.ledger.stream, dict(self.ledger.boots), recovered_from))
         self._deliver()
-        stopping = False
-        while not stopping:
-            group, stopping = self._next_group()
-            self._process(group)
-            self._deliver()
+        try:
+            stopping = False
+            while not stopping:
+                group, stopping = self._next_group()
+                self._process(group)
+                self._deliver()
+        except Exception as error:
+            # The thread's edge. Whoever waits for a commit would wait for ever: the agent has to end and start again.
+            logger.critical("The outbox's writer failed.", exc_info=True, extra={"action": "outbox_failed"})
+            failure = StorageError(
+                f"The outbox's writer failed ({type(error).__name__}: {error}); the agent starts again."
+            )
+            self._call(_fail, self._ended, failure)
+        else:
+            self._call(_resolve, self._ended, None)
         self._close()
-        self._call(_resolve, self._ended, None)
         self._deliver()
 
     def _next_group(self) -> tuple[list[Operation], bool]:

@@ -332,8 +332,11 @@ class ServiceProcess:
         """The connection has ended: save what is not in the outbox, and go."""
         if self._link is not None and self._link.closing:
             return
-        self._save()
-        os._exit(STATUS_ORPHANED)
+        try:
+            self._save()
+        finally:
+            # On a full disk too: nobody was told that these messages are stored.
+            os._exit(STATUS_ORPHANED)
 
     def _save(self) -> None:
         """Write what the outbox has not acknowledged to the spill folder, once. From any thread."""

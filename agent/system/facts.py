@@ -153,7 +153,7 @@ def ip_addresses() -> list[str]:
     found = [
         address.address
         for family in (socket.AF_INET, socket.AF_INET6)
-        for addresses in _psutil().net_if_addrs().values()
+        for addresses in _interfaces().values()
         for address in addresses
         if address.family == family
     ]
@@ -165,11 +165,19 @@ def mac_addresses() -> list[str]:
     link = _psutil().AF_LINK
     found = {
         address.address.lower()
-        for addresses in _psutil().net_if_addrs().values()
+        for addresses in _interfaces().values()
         for address in addresses
         if address.family == link
     }
     return sorted(found - {"00:00:00:00:00:00"})
+
+
+def _interfaces() -> dict[str, Any]:
+    try:
+        return dict(_psutil().net_if_addrs())
+    except OSError:
+        # A sandbox without AF_NETLINK.
+        return {}
 
 
 def _psutil() -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Meter(CustomService):
 """
 
 
-async def run_agent_and_kill_it(folder: Path, *, block: str) -> int:
+async def run_agent_and_kill_it(folder: Path, *, block: str, before_the_kill: Callable[[], None] = lambda: None) -> int:
     """Kill the agent when half of the submissions are committed; return the pidfd of the service's process."""
     (folder / "Meter.py").write_text(METER.replace("BLOCK", block))
     agent = await asyncio.create_subprocess_exec(
@@ -92,6 +93,7 @@ async def run_agent_and_kill_it(folder: Path, *, block: str) -> int:
                 pid = int(line.removeprefix("pid "))
     assert pid is not None
     service = os.pidfd_open(pid)
+    before_the_kill()
     agent.send_signal(signal.SIGKILL)
     await agent.wait()
     return service
@@ -171,3 +173,9 @@ async def test_intake_that_is_itself_interrupted_stores_nothing_twice(paths: Pat
     messages = await feed.take(100)
     assert [message.payload for message in messages] == [*(one.payload for one in left), b"last"]
     await outbox.close()
+
+
+async def test_process_that_cannot_save_ends_at_once_all_the_same(tmp_path: Path, paths: Paths) -> None:
+    # A file where the folder should be: as a full disk, for whoever writes into it.
+    service = await run_agent_and_kill_it(tmp_path, block="", before_the_kill=paths.spill.touch)
+    assert await end_of(service) < 3

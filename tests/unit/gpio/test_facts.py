@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from agent.system import facts
 
@@ -29,3 +30,11 @@ def test_psutil_is_not_imported_with_the_agent() -> None:
     check = "import sys, agent.system.facts; sys.exit('psutil' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_sandbox_without_netlink_has_no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("psutil.net_if_addrs", refuse)
+    assert facts.ip_addresses() == facts.mac_addresses() == []

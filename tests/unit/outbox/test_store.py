@@ -429,3 +429,19 @@ def test_limits_that_make_no_sense_are_refused(bytes_: int) -> None:
         Limits(bytes=bytes_)
     with pytest.raises(ValueError, match="age_seconds"):
         Limits(age_seconds=0)
+
+
+async def test_writer_that_fails_is_noticed_and_not_waited_for(
+    open_outbox: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = await open_outbox()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(outbox._writer, "_commit", fail)
+    outbox.submit_nowait(Submission(service="a_py", payload=b"{}"), lambda *_: None)
+    async with asyncio.timeout(10):
+        with pytest.raises(StorageError, match="a fault of ours"):
+            await outbox.watch()
+        await outbox.close()
