@@ -66,7 +66,10 @@ def test_demo_says_where_it_is_stuck_when_no_reading_arrives(site):
 
 
 def command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text("utf-8").replace("\0", " ")
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8").replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""  # it has ended meanwhile
 
 
 def descendants(pid: int) -> set[int]:
