@@ -178,6 +178,7 @@ class Agent:
         await commands.start_stored_deployment()
         tasks.start(reporter.run(), "reporter")
         tasks.start(session.run(), "hub session")
+        tasks.start(commands.tidy_up(), "packages")
 
     def _make_runtime_directory(self) -> None:
         try:

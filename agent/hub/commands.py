@@ -14,6 +14,7 @@ import msgspec
 from agent.errors import HubError, HubProtocolError, HubUnreachableError
 from agent.hub.protocol import SignedManifest
 from agent.orchestrator.deployments import DeploymentError, Deployments
+from agent.runtime.collecting import collect_packages
 from agent.settings import SignIn, store_settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Commands:
         self._sinks: Sinks
         # One deployment at a time: a second one waits and then finds what the first has staged.
         self._deploying = asyncio.Lock()
+        self._services: list[str] = []
+        """The deployment's services, stopped ones too."""
+        self._changed = asyncio.Event()
 
     def connect(self, session: HubSession, orchestrator: Orchestrator, reporter: Reporter, sinks: Sinks) -> None:
         """Register the commands, and say whom they concern."""
@@ -83,6 +87,13 @@ class Commands:
             self.deployment = manifest.deployment
             await self._orchestrator.apply(self._deployments.specs(manifest))
 
+    async def tidy_up(self) -> None:
+        """After each new deployment, delete packages that nothing uses, if they take much. Until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await collect_packages(self._paths.packages, self._services)
+
     async def signed_in(self, settings: SignIn) -> None:
         """Take in a sign-in answer: settings, cloud, deployment."""
         self._take_settings(settings)
@@ -97,6 +108,7 @@ class Commands:
         except OSError as error:
             # They hold until the agent ends, and the portal says them again.
             log.error("The portal's settings cannot be stored: %s", error, extra={"action": "settings_not_stored"})
+        self._session.follow(settings.policies.disconnect_policy)
         self._orchestrator.settings_changed()
         self._sinks.set_iot_hub(settings.iot_hub)
 
@@ -122,6 +134,8 @@ class Commands:
             await self._orchestrator.apply(self._deployments.specs(manifest) if active else [])
             self._deployments.collect(manifest)
             if changed:
+                self._services = [service.id for service in manifest.services]
+                self._changed.set()
                 log.info(
                     "Deployment %s is in place: %s.",
                     manifest.deployment[:12],

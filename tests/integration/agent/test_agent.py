@@ -169,6 +169,22 @@ async def test_inactive_node_stops_its_services_and_starts_them_when_active_agai
         await hub.called("serviceStates", where=lambda call: hub.calls.index(call) >= seen and states("running")(call))
 
 
+async def test_new_heartbeat_counts_at_once_and_restarts_nothing(hub: FakeHub, node: Node) -> None:
+    def policies(seconds: int) -> dict[str, Any]:
+        return {"disconnectPolicy": {"heartbeatTimeout": seconds, "missedHearbeatLimit": 3}}
+
+    hub.assign({"Counter.py": COUNTER}, count=0)
+    hub.settings["policies"] = policies(3600)
+    async with node.running():
+        await hub.called("serviceStates", where=states("running"))
+        before = (await node.status())["services"][0]["pid"]
+        await hub.called("heartBeat")
+        await hub.call("updateDeployment", {"manifest": hub.signed_manifest(), "policies": policies(1)})
+        await hub.called("heartBeat", count=3)
+        assert (await node.status())["services"][0]["pid"] == before
+    assert hub.sign_ins == 1
+
+
 async def test_restart_of_the_portal_ends_this_life_for_another(hub: FakeHub, node: Node) -> None:
     agent = Agent(load_config(gpio="real"), node.paths, load_identity(node.paths), writer=LineWriter(node.log))
     task = asyncio.create_task(agent.run())
@@ -255,6 +271,20 @@ async def test_a_disk_that_takes_no_settings_does_not_end_the_agent(
         assert "No space left" in refused[0].arguments[0]["error"]
         assert (await node.status())["services"][0]["state"] == "running"
     assert hub.sign_ins == 1
+
+
+async def test_new_deployment_has_packages_collected_that_its_services_do_not_use(
+    hub: FakeHub, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected: asyncio.Queue[tuple[Path, list[str]]] = asyncio.Queue()
+
+    async def collect(root: Path, keep: list[str]) -> None:
+        collected.put_nowait((root, keep))
+
+    monkeypatch.setattr("agent.hub.commands.collect_packages", collect)
+    hub.assign({"Counter.py": COUNTER}, count=0)
+    async with node.running(), asyncio.timeout(20):
+        assert await collected.get() == (node.paths.packages, ["counter_py"])
 
 
 async def test_no_secret_is_in_the_log(hub: FakeHub, cloud: Emulator, node: Node) -> None:

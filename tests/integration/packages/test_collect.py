@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.runtime.collecting import collect_packages
 from agent.runtime.packages import MARK, PackageInstaller
 
 MakeWheel = Callable[..., Path]
@@ -87,3 +88,17 @@ def test_leftovers_of_interrupted_installs_go_at_once(
 
 def test_a_node_without_packages_has_nothing_to_collect(root: Path) -> None:
     assert PackageInstaller(root, log=print).collect(set(), 0) == []
+
+
+async def test_agents_own_way_deletes_in_another_process_and_says_what(
+    installer: PackageInstaller, folders: list[Path], root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await collect_packages(root, ["two_py"], budget_bytes=0)
+    assert [folder.exists() for folder in folders] == [False, True, False]
+    assert folders[0].name in caplog.text
+
+
+async def test_agents_own_way_does_nothing_on_a_node_without_packages(tmp_path: Path) -> None:
+    await collect_packages(tmp_path / "packages", [])
+    assert not (tmp_path / "packages").exists()
