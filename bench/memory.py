@@ -73,6 +73,7 @@ async def run(options: Options, folder: Path) -> list[Figure]:
             "bare agent",
             [memory.alone / processes.MEGABYTE for memory in bare],
             Aim("figure", "most", 5),
+            note="alone",
         ),
     ]
 
