@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import platform
@@ -61,6 +62,7 @@ class HubSession:
         self._handlers: dict[str, CommandHandler] = {}
         self._connection: HubConnection | None = None
         self._policy = DisconnectPolicy()
+        self._policy_changed = asyncio.Event()
         self._console: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(CONSOLE_LIMIT)
         self._console_dropped = 0
         self._restart_now = asyncio.Event()
@@ -68,6 +70,12 @@ class HubSession:
     def handle(self, target: str, handler: CommandHandler) -> None:
         """Await `handler(*arguments)` when the portal calls `target`; what it raises is told to the portal."""
         self._handlers[target] = handler
+
+    def follow(self, policy: DisconnectPolicy) -> None:
+        """Find out from now on as the portal says whether the node is cut off. On the loop only."""
+        if policy != self._policy:
+            self._policy = policy
+            self._policy_changed.set()
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -181,7 +189,7 @@ class HubSession:
             raise HubUnreachableError(
                 f"{connection.url} did not answer the sign-in in {SIGN_IN_TIMEOUT_SECONDS:.0f} s."
             ) from error
-        self._policy = settings.policies.disconnect_policy
+        self.follow(settings.policies.disconnect_policy)
         self.console_on = settings.debug
         self.last_error = ""
         self.since_wall = self._clock.wall()
@@ -252,7 +260,17 @@ class HubSession:
                 )
             self._missed_heartbeats += 1
             await connection.send("heartBeat", "echo")
-            await self._clock.sleep(max(1.0, self._policy.heartbeat_timeout))
+            await self._until_next_heartbeat()
+
+    async def _until_next_heartbeat(self) -> None:
+        """Wait as long as the policy says, also when it changes meanwhile."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while (left := began + max(1.0, self._policy.heartbeat_timeout) - loop.time()) > 0:
+            self._policy_changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._policy_changed.wait()
 
     async def _write_console(self, connection: HubConnection) -> None:
         name, organization = self._identity.node_name, self._identity.organization_id

@@ -60,6 +60,8 @@ class Told:
     iot_hub: bytes | None
     console: bool
     tracking: bool
+    heartbeat: tuple[int, int]
+    """Seconds between heartbeats, and how many may be missed."""
 
 
 Handler = Callable[["NodeConnection", Invocation], Awaitable[Reply]]

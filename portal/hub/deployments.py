@@ -77,7 +77,7 @@ class Deployments:
             plan = await self._portal.plans.get(node.organization_id)
             assignments = plan.for_node(node.name, tags[node.id])
             services = documents.manifest_services(node.organization_id, assignments)
-            now = told(node, tags[node.id], self.secret(node), documents.deployment_of(services))
+            now = told(node, organization, tags[node.id], self.secret(node), documents.deployment_of(services))
             if now.deployment != node.deployment:
                 changed.append((node, assignments))
             self._tell_differences(connection, node, organization, tags[node.id], assignments, now)
@@ -107,7 +107,7 @@ class Deployments:
                 connection.send("changeState", documents.state_of(node))
             if assigned:
                 connection.send("restart")
-        elif assigned or before.enabled != now.enabled:
+        elif assigned or (before.enabled, before.heartbeat) != (now.enabled, now.heartbeat):
             connection.send(
                 "updateDeployment",
                 {
@@ -116,6 +116,7 @@ class Deployments:
                     "tags": tags,
                     "state": documents.state_of(node),
                     "nodeName": node.name,
+                    "policies": documents.policies_document(organization),
                 },
             )
 
@@ -162,7 +163,13 @@ class Deployments:
             nodes.record(node, now, "deployment", text, deployment=deployment, services=services)
 
 
-def told(node: Node, tags: Sequence[str], secret: IotHubSecret | None, deployment: str | None = None) -> Told:
+def told(
+    node: Node,
+    organization: Organization,
+    tags: Sequence[str],
+    secret: IotHubSecret | None,
+    deployment: str | None = None,
+) -> Told:
     """What a node knows once it was told all of this."""
     return Told(
         deployment=node.deployment if deployment is None else deployment,
@@ -171,4 +178,5 @@ def told(node: Node, tags: Sequence[str], secret: IotHubSecret | None, deploymen
         iot_hub=None if secret is None else hashlib.sha256(msgspec.json.encode(secret)).digest(),
         console=node.console,
         tracking=node.tracking,
+        heartbeat=(organization.heartbeat_seconds, organization.missed_heartbeat_limit),
     )

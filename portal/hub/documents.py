@@ -102,16 +102,21 @@ def settings_document(node: Node, organization: Organization, tags: list[str]) -
         "protocol": "NOIOTHUB",
         "pythonVersion": "ignore",
         "deviceState": {"desired": {"msbConfig": None}, "reported": {}},
-        "policies": {
-            "disconnectPolicy": {
-                "heartbeatTimeout": organization.heartbeat_seconds,
-                "missedHearbeatLimit": organization.missed_heartbeat_limit,
-                "offlineMode": False,
-                "reconnectedAction": "NOTHING",
-                "disconnectedAction": "NOTHING",
-            },
-            "backgroundServicePolicy": {"backgroundService": None},
+        "policies": policies_document(organization),
+    }
+
+
+def policies_document(organization: Organization) -> dict[str, Any]:
+    """How nodes find out that they are cut off, and what they do then."""
+    return {
+        "disconnectPolicy": {
+            "heartbeatTimeout": organization.heartbeat_seconds,
+            "missedHearbeatLimit": organization.missed_heartbeat_limit,
+            "offlineMode": False,
+            "reconnectedAction": "NOTHING",
+            "disconnectedAction": "NOTHING",
         },
+        "backgroundServicePolicy": {"backgroundService": None},
     }
 
 

@@ -73,7 +73,9 @@ class Presence:
             token = secrets.token_urlsafe(32)
             document = self._settings_for(node, organization, tags, assignments, request, token)
             # Before the commit: whoever ends the connection from here on finds it, and notes that the node is gone.
-            self._registry.enter(connection, node, told(node, tags, self._deployments.secret(node)), token)
+            self._registry.enter(
+                connection, node, told(node, organization, tags, self._deployments.secret(node)), token
+            )
             work.after_commit(lambda: self._registry.publish(organization.id, "online", node.id, node.name))
         # What changed while this transaction was under way was not in its answer.
         if generation != self._portal.plans.generation:

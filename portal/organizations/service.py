@@ -33,17 +33,18 @@ class OrganizationService:
         return _view(await self._get(self._work.organization_id))
 
     async def change(self, change: OrganizationChange) -> OrganizationView:
-        """Change its settings; nodes hear of a new heartbeat when they next sign in."""
+        """Change its settings; nodes hear of a new heartbeat at once, original ones when they next sign in."""
         self._work.caller.require("owner")
         organization = await self._get(self._work.organization_id)
         for key, value in change.model_dump(exclude_none=True).items():
             setattr(organization, key, value)
-        work = self._work
-        work.after_commit(
-            lambda: work.portal.bus.publish(
-                catalog_topic(organization.id), {"change": "organization", "id": organization.id}
-            )
-        )
+        portal = self._work.portal
+
+        def tell() -> None:
+            portal.hub.refresh_organization(organization.id)
+            portal.bus.publish(catalog_topic(organization.id), {"change": "organization", "id": organization.id})
+
+        self._work.after_commit(tell)
         return _view(organization)
 
     async def rename(self, organization_id: str, name: str) -> None:

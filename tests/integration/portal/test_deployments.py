@@ -141,6 +141,23 @@ async def test_every_kind_of_change_is_pushed(running: RunningPortal, owner: Por
         assert await updated(node) == []
 
 
+async def test_heartbeat_of_the_organisation_is_pushed(running: RunningPortal, owner: PortalClient) -> None:
+    async with running.enrolled(owner, "pump-1") as node:
+        before = node.settings["policies"]["disconnectPolicy"]
+        change = {"heartbeat_seconds": 7, "missed_heartbeat_limit": 5}
+        await owner.done("PATCH", "/api/organization", change)
+        [update] = await node.called("updateDeployment")
+        # What changes nothing for nodes is not sent: its message would have come before this answer.
+        await owner.done("PATCH", "/api/organization", {"name": "Water works", **change})
+        await node.send("heartBeat", "echo")
+        assert (await node.record(lambda record: record["type"] == 1))["target"] == "heartBeat"
+        async with running.connect() as again:
+            later = (await again.sign_in(node.identity))["policies"]
+    assert (before["heartbeatTimeout"], before["missedHearbeatLimit"]) == (30, 3)
+    assert update["policies"]["disconnectPolicy"] == before | {"heartbeatTimeout": 7, "missedHearbeatLimit": 5}
+    assert later == update["policies"]
+
+
 async def test_change_that_does_not_concern_a_node_is_not_sent_to_it(
     running: RunningPortal, owner: PortalClient
 ) -> None:
