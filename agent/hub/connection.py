@@ -97,7 +97,7 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
-        self._reader = protocol.RecordReader()
+        self._reader = protocol.RecordReader(protocol.PORTAL_RECORD_LIMIT_BYTES)
         self._numbers = itertools.count(1)
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._pinger: asyncio.Task[None] | None = None
@@ -140,7 +140,7 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
             self._socket = await self._session.ws_connect(
                 f"{self.url}/nodeHub",
                 params={"id": self.connection_id},
-                max_msg_size=2 * protocol.RECORD_LIMIT_BYTES,
+                max_msg_size=2 * protocol.PORTAL_RECORD_LIMIT_BYTES,
                 timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
                 # A frame that is half there counts for nothing: silence is judged by receive()'s own time-out.
                 autoping=True,

@@ -18,7 +18,9 @@ from agent.errors import HubProtocolError
 
 RECORD_SEPARATOR = "\x1e"
 RECORD_LIMIT_BYTES = 1024 * 1024
-"""A longer record closes the connection."""
+"""A longer record of a node closes its connection."""
+PORTAL_RECORD_LIMIT_BYTES = 8 * 1024 * 1024
+"""A portal's records may be longer: a sign-in answer holds the whole deployment, about 700 bytes a service."""
 RECORDS_PENDING_LIMIT = 64
 """More unparsed records than this close the connection."""
 PING_INTERVAL_SECONDS = 15.0
@@ -70,7 +72,8 @@ def encode(record: Record) -> str:
 class RecordReader:
     """Cuts text frames into records; keeps an unfinished record for the next frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int = RECORD_LIMIT_BYTES) -> None:
+        self._limit_bytes = limit_bytes
         self._rest = ""
 
     def feed(self, text: str) -> Iterator[Record]:
@@ -80,13 +83,13 @@ class RecordReader:
         """
         parts = (self._rest + text).split(RECORD_SEPARATOR)
         self._rest = parts.pop()
-        if len(self._rest) > RECORD_LIMIT_BYTES:
-            raise HubProtocolError(f"A hub record is longer than {RECORD_LIMIT_BYTES} bytes.")
+        if len(self._rest) > self._limit_bytes:
+            raise HubProtocolError(f"A hub record is longer than {self._limit_bytes} bytes.")
         if len(parts) > RECORDS_PENDING_LIMIT:
             raise HubProtocolError(f"More than {RECORDS_PENDING_LIMIT} hub records arrived in one frame.")
         for part in parts:
-            if len(part) > RECORD_LIMIT_BYTES:
-                raise HubProtocolError(f"A hub record is longer than {RECORD_LIMIT_BYTES} bytes.")
+            if len(part) > self._limit_bytes:
+                raise HubProtocolError(f"A hub record is longer than {self._limit_bytes} bytes.")
             try:
                 yield _decoder.decode(part)
             except (msgspec.MsgspecError, RecursionError) as error:

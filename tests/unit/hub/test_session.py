@@ -1,6 +1,7 @@
 """The hub session against a real server."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -132,6 +133,20 @@ async def test_sign_in_that_cannot_be_taken_in_is_tried_again(
         async with asyncio.timeout(10):
             await taken.wait()
     assert "could not be taken in" in caplog.text
+
+
+async def test_deployment_of_thousands_of_services_is_taken_in(hub: FakeHub, identity: Identity) -> None:
+    hub.assign({f"Service{number}.py": "class Service: pass" for number in range(3000)}, note="x" * 200)
+    got: asyncio.Future[SignIn] = asyncio.get_running_loop().create_future()
+
+    async def take(settings: SignIn) -> None:
+        got.set_result(settings)
+
+    async with running(identity, on_signed_in=take), asyncio.timeout(10):
+        manifest = (await got).manifest
+    assert manifest is not None
+    assert len(manifest.document) > 1024 * 1024
+    assert len(manifest.open(public_key=base64.b64decode(hub.manifest_key)).services) == 3000
 
 
 async def test_unanswered_heartbeats_end_the_connection(hub: FakeHub, identity: Identity) -> None:
