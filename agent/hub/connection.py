@@ -57,7 +57,11 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def make_tls(*, fingerprint: str = "", certificate_authority: str = "") -> ssl.SSLContext | aiohttp.Fingerprint:
+Tls = ssl.SSLContext | aiohttp.Fingerprint | bool
+"""What aiohttp's `ssl=` takes; True stands for the system's authorities."""
+
+
+def make_tls(*, fingerprint: str = "", certificate_authority: str = "") -> Tls:
     """What verifies the portal: a pinned certificate, a private authority, or the system's authorities.
 
     `fingerprint` is the SHA-256 of the certificate in hexadecimal, colons allowed.
@@ -65,8 +69,11 @@ def make_tls(*, fingerprint: str = "", certificate_authority: str = "") -> ssl.S
     """
     if fingerprint:
         return aiohttp.Fingerprint(_parse_fingerprint(fingerprint))
+    if not certificate_authority:
+        # aiohttp has made a context of these already; another would cost a small board a tenth of a second.
+        return True
     try:
-        return ssl.create_default_context(cadata=certificate_authority or None)
+        return ssl.create_default_context(cadata=certificate_authority)
     except ssl.SSLError as error:
         raise HubCertificateError(f"The certificate authority is not a PEM certificate: {error.reason}.") from error
 
@@ -90,7 +97,7 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
     HubCertificateError, of the protocol a HubProtocolError. On the loop only.
     """
 
-    def __init__(self, url: str, *, tls: ssl.SSLContext | aiohttp.Fingerprint) -> None:
+    def __init__(self, url: str, *, tls: Tls) -> None:
         self.url = url
         self.connection_id = ""
         self.nonce = ""
