@@ -200,6 +200,10 @@ def _enroll(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from agent.system.process_one import leave_process_one
+
+    # Before the rest is imported, so that what stays behind is small.
+    leave_process_one()
     from agent.app import run
 
     return run(_load_config(arguments), make_paths(arguments.state_dir, arguments.runtime_dir))
