@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterable
 from typing import NoReturn
 
 FORWARDED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
@@ -29,7 +30,7 @@ def leave_process_one() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _stay_behind(child: int, mask: set[signal.Signals]) -> NoReturn:
+def _stay_behind(child: int, mask: Iterable[int]) -> NoReturn:
     def forward(number: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, number)
