@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agent.hub.session import HubSession
     from agent.orchestrator.model import ServiceStatus
     from agent.orchestrator.orchestrator import Orchestrator
+    from agent.outbox.stats import OutboxStats
     from agent.outbox.store import Outbox
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,12 @@ class Reporter:
         return {
             **msgspec.to_builtins(machine),
             "agentVersion": __version__,
-            "outbox": {"depth": stats.depth, "bytes": stats.bytes, "limitBytes": stats.limit_bytes},
+            "outbox": {
+                "depth": stats.depth,
+                "bytes": stats.bytes,
+                "limitBytes": stats.limit_bytes,
+                "acknowledged": _acknowledged(stats),
+            },
         }
 
     async def deliver_faults(self, messages: Sequence[OutboxMessage]) -> None:
@@ -121,6 +127,12 @@ class Reporter:
         except HubError as error:
             # Told anew at the next sign-in, as the current state.
             log.debug("The portal was not told %s: %s", target, error)
+
+
+def _acknowledged(stats: OutboxStats) -> int:
+    """How many messages have reached a cloud, each counted once however many sinks there are."""
+    telemetry = (each for each in stats.services if each.kind == "telemetry")
+    return sum(max(each.acknowledged.values(), default=0) for each in telemetry)
 
 
 def _states(statuses: Sequence[ServiceStatus]) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from portal.hub.records import (
 from portal.hub.refusal import node_of
 from portal.hub.registry import Registry
 from portal.nodes.models import NodeService
+from portal.nodes.readings import delivered_of
 from portal.nodes.repository import NodeRepository
 from portal.tracking.models import TrackingRecord
 from portal.tracking.repository import TrackingRepository
@@ -139,6 +140,7 @@ class Reports:
                 return Reply()
             node.facts = facts
             node.facts_at = now
+            node.readings_delivered = delivered_of(facts)
             node.last_seen_at = now
         self._tell(connection, node_id, "changed")
         return Reply()

@@ -44,6 +44,8 @@ class Node(Base):
     mac_addresses: Mapped[list[str]] = mapped_column(default=list)
     facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
     facts_at: Mapped[datetime | None]
+    readings_delivered: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Messages of services that have reached the node's cloud, as it said last."""
 
     deployment: Mapped[str] = mapped_column(String(64), default="")
     """What it was last told to run."""

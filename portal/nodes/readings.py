@@ -26,7 +26,9 @@ READINGS: tuple[Reading, ...] = (
     Reading("disk", "Disk", "%", 100, 0, ("disk.percent", "diskPercent", "disk")),
     Reading("temperature", "Temperature", "°C", 100, 1, ("temperatureCelsius", "temperature.celsius", "temperature")),
     Reading("outbox", "Outbox", " msg", None, 0, ("outbox.depth", "outboxDepth", "outbox")),
+    Reading("delivered", "Readings delivered", "", None, 0, ("outbox.acknowledged",)),
 )
+DELIVERED_LIMIT = 2**63 - 1
 
 
 def readings_of(facts: Mapping[str, Any]) -> dict[str, float]:
@@ -39,6 +41,12 @@ def readings_of(facts: Mapping[str, Any]) -> dict[str, float]:
                 found[reading.name] = float(value)
                 break
     return found
+
+
+def delivered_of(facts: Mapping[str, Any]) -> int:
+    """How many messages have reached the node's cloud; 0 for what cannot be a number of them."""
+    value = _at(facts, "outbox.acknowledged")
+    return min(value, DELIVERED_LIMIT) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def text_of(facts: Mapping[str, Any], key: str) -> str:

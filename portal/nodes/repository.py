@@ -69,16 +69,12 @@ class NodeRepository:
         query = select(Node).where(Node.organization_id == organization_id)
         return (await self._session.scalars(query.order_by(trouble, Node.name_key).limit(limit))).all()
 
-    async def counts(self, organization_id: str) -> tuple[int, int, int]:
-        """How many nodes there are, how many are online, how many are disabled."""
-        row = (
-            await self._session.execute(
-                select(func.count(), func.count().filter(Node.online), func.count().filter(~Node.enabled)).where(
-                    Node.organization_id == organization_id
-                )
-            )
-        ).one()
-        return row[0], row[1], row[2]
+    async def counts(self, organization_id: str) -> tuple[int, int, int, int]:
+        """How many nodes there are, and how many are online, are disabled, have brought messages to their cloud."""
+        columns = [func.count().filter(which) for which in (Node.online, ~Node.enabled, Node.readings_delivered > 0)]
+        query = select(func.count(), *columns).where(Node.organization_id == organization_id)
+        row = (await self._session.execute(query)).one()
+        return row[0], row[1], row[2], row[3]
 
     async def get(self, organization_id: str, node_id: str) -> Node | None:
         """One node by id."""

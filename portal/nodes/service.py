@@ -96,10 +96,16 @@ class NodeService:
     async def counts(self) -> NodeCounts:
         """How many nodes are how, counted by the database."""
         organization_id = self._work.organization_id
-        nodes, online, disabled = await self._nodes.counts(organization_id)
+        nodes, online, disabled, delivering = await self._nodes.counts(organization_id)
         faulty, faults = await FaultRepository(self._work.session).totals(organization_id, self._faults_since())
         return NodeCounts(
-            nodes=nodes, online=online, offline=nodes - online, disabled=disabled, faulty=faulty, faults=faults
+            nodes=nodes,
+            online=online,
+            offline=nodes - online,
+            disabled=disabled,
+            delivering=delivering,
+            faulty=faulty,
+            faults=faults,
         )
 
     async def get(self, node_id: str) -> NodeDetail:

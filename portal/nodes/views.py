@@ -50,6 +50,8 @@ class NodeCounts(View):
     online: int
     offline: int
     disabled: int
+    delivering: int
+    """Nodes that have brought messages of services to their cloud."""
     faulty: int
     """Nodes that reported a fault in the last 24 hours."""
     faults: int

@@ -95,7 +95,7 @@ class OverviewShown:
         """Read everything again and draw what differs."""
         async with self._visit.reading() as work:
             now = await Picture.read(work)
-        steps = (bool(now.counts.nodes), now.running)
+        steps = (bool(now.counts.nodes), now.running, bool(now.counts.delivering))
         numbers = (now.counts, now.services, now.flows)
         fleet = ([(node.id, node.name, condition(node)) for node in now.nodes], now.unseen)
         attention = [node for node in now.nodes if condition(node)[0] in ("fault", "warn")]
@@ -106,8 +106,8 @@ class OverviewShown:
         show(self._attention, (attention, now.announcements), lambda: self._draw_attention(attention, now))
         self._faults.show(now.faults)
 
-    def _draw_steps(self, has_node: bool, runs: bool) -> None:
-        if has_node and runs:
+    def _draw_steps(self, has_node: bool, runs: bool, delivers: bool) -> None:
+        if has_node and runs and delivers:
             return
         with panel("First steps", flush=True), Tag("ol", "", "steps"):
             self._step(
@@ -116,11 +116,11 @@ class OverviewShown:
             )  # fmt: skip
             self._step(
                 2, "Assign a service", "Take ReadGPIO from the library, or write your own, and put it into a flow.",
-                done=runs, next_one=has_node, label="Choose a service", to="/services",
+                done=runs, next_one=has_node and not runs, label="Choose a service", to="/services",
             )  # fmt: skip
             self._step(
-                3, "See readings", "Turn the node's console on, and watch the readings arrive at your hub.",
-                done=False, next_one=False, label="Open the console", to="/console",
+                3, "See readings", "Set the node's IoT Hub, and watch in the console what its services send there.",
+                done=delivers, next_one=has_node and runs, label="Open the console", to="/console",
             )  # fmt: skip
 
     def _step(

@@ -81,9 +81,9 @@ def test_readings_are_found_whatever_a_node_leaves_out():
         "memory": {"percent": 40.5},
         "disk": None,
         "temperatureCelsius": None,
-        "outbox": {"depth": 7},
+        "outbox": {"depth": 7, "acknowledged": 12},
     }
-    assert readings_of(facts) == {"cpu": 3.0, "memory": 40.5, "outbox": 7.0}
+    assert readings_of(facts) == {"cpu": 3.0, "memory": 40.5, "outbox": 7.0, "delivered": 12.0}
     assert readings_of({"cpuPercent": True, "memory": "much"}) == {}
 
 
@@ -143,7 +143,7 @@ async def fill(portal, node_class, folder, stack: AsyncExitStack) -> list[str]:
             memory={"percent": 41.0},
             disk={"percent": 63.0},
             temperatureCelsius=48.7,
-            outbox={"depth": 3},
+            outbox={"depth": 3, "acknowledged": 48_211},
             model="Raspberry Pi 4 Model B Rev 1.4",
             operatingSystem="Debian GNU/Linux 12 (bookworm)",
             python="3.11.2",

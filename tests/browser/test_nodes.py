@@ -93,6 +93,19 @@ async def test_a_node_shows_its_services_measurements_faults_and_events_live(por
     await expect(page.get_by_role("region", name="Timeline").get_by_text("Door <b>open</b>")).to_be_visible()
 
 
+async def test_readings_that_reach_the_cloud_tick_the_last_of_the_first_steps(portal, pages, node):
+    overview = await pages.open(portal, "/")
+    steps = overview.get_by_role("region", name="First steps")
+    await expect(steps.get_by_role("heading", name="Enrol a node (done)")).to_be_visible()
+    await expect(steps.get_by_role("heading", name="See readings", exact=True)).to_be_visible()
+    await node.measure(cpuPercent=12.0, outbox={"depth": 2, "acknowledged": 48})
+    await expect(steps.get_by_role("heading", name="See readings (done)")).to_be_visible()
+    page = await pages.open(portal, f"/nodes/{node.id}")
+    machine = page.get_by_role("region", name="Machine")
+    await expect(machine.get_by_role("img", name="Readings delivered: 48")).to_be_visible()
+    await expect(machine.get_by_role("img", name="Outbox: 2 msg")).to_be_visible()
+
+
 async def test_tracking_is_switched_on_and_its_records_come_by_themselves(portal, pages, node):
     page = await pages.open(portal, f"/nodes/{node.id}")
     tracking = page.get_by_role("region", name="Tracking")

@@ -97,11 +97,20 @@ def test_data_of_the_first_revision_is_kept_and_can_be_used(tmp_path: Path) -> N
             )
             session.commit()
             [record] = session.scalars(select(TrackingRecord))
-            return node.name, node.facts, fault.text, fault.sequence, event.detail, record.record
+            return (
+                node.name,
+                node.facts,
+                node.readings_delivered,
+                fault.text,
+                fault.sequence,
+                event.detail,
+                record.record,
+            )
 
     assert on(url_of(tmp_path), look) == (
         "pump-1",
         {"outbox": {"depth": 3}},
+        0,
         "Door open",
         7,
         {"fault_id": 1},

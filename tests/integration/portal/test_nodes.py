@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.clock import SystemClock
 from agent.hub import protocol
+from agent.hub.reporter import Reporter
+from agent.outbox.message import Submission
+from agent.outbox.store import Outbox
 from portal.bus import nodes_topic
 from portal.nodes.service import new_node
 from portal.settings import Settings
@@ -261,7 +265,7 @@ async def test_counts_are_those_of_the_whole_fleet(
         counted = await owner.done("GET", "/api/nodes/counts")
         await clock.advance(24 * 3600 + 1)
         later = await owner.done("GET", "/api/nodes/counts")
-    numbers = {"nodes": 1202, "online": 2, "offline": 1200, "disabled": 1}
+    numbers = {"nodes": 1202, "online": 2, "offline": 1200, "disabled": 1, "delivering": 0}
     assert counted == numbers | {"faulty": 2, "faults": 3}
     assert later == numbers | {"faulty": 0, "faults": 0}
 
@@ -303,6 +307,46 @@ async def test_whether_something_runs_somewhere_is_exact(running: RunningPortal,
         off = {"name": "F", "activities": [{**activity, "enabled": False}]}
         await owner.done("PUT", f"/api/flows/{flow['id']}", off)
         assert not await runs()
+
+
+@pytest.mark.parametrize(
+    ("outbox", "delivering"),
+    [
+        ({"depth": 1, "acknowledged": 7}, 1),
+        ({"depth": 1, "acknowledged": 0}, 0),
+        ({"depth": 1}, 0),
+        ({"acknowledged": 2**70}, 1),
+        *(({"acknowledged": wrong}, 0) for wrong in (-1, True, "many", None, 0.5)),
+        ("full", 0),
+    ],
+)
+async def test_portal_knows_which_nodes_have_brought_readings_to_their_cloud(
+    running: RunningPortal, owner: PortalClient, outbox: object, delivering: int
+) -> None:
+    async with running.enrolled(owner) as node:
+        assert (await owner.done("GET", "/api/nodes/counts"))["delivering"] == 0
+        assert (await node.invoke("facts", {"outbox": outbox}))["result"] is None
+        assert (await owner.done("GET", "/api/nodes/counts"))["delivering"] == delivering
+
+
+async def test_node_tells_how_many_readings_have_reached_a_cloud(
+    running: RunningPortal, owner: PortalClient, tmp_path: Path
+) -> None:
+    clock = SystemClock()
+    outbox = await Outbox.open(None, node="pump-1", clock=clock)
+    for number in range(3):
+        await outbox.submit(Submission(service="reader_py", payload=b"%d" % number))
+    await outbox.submit(Submission(service="reader_py", kind="fault", payload=b"{}"))
+    for sink, kind, count in (("azure", "telemetry", 2), ("mqtt", "telemetry", 1), ("portal", "fault", 1)):
+        feed = outbox.feed(sink, frozenset({kind}))
+        await feed.acknowledge([message.id for message in await feed.take(count)])
+    await outbox.flush()
+    facts = await Reporter(None, outbox, state=tmp_path, clock=clock).facts()  # type: ignore[arg-type]
+    await outbox.close()
+    assert facts["outbox"]["acknowledged"] == 2
+    async with running.enrolled(owner) as node:
+        await node.invoke("facts", facts)
+        assert (await owner.done("GET", "/api/nodes/counts"))["delivering"] == 1
 
 
 async def add_nodes(running: RunningPortal, count: int) -> None:
