@@ -203,6 +203,14 @@ async def test_websocket_of_another_site_is_refused(running: RunningPortal, owne
     assert answer.status == 403
 
 
+async def test_pages_connection_without_a_websocket_is_refused_to_another_site_too(
+    running: RunningPortal, owner: PortalClient
+) -> None:
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = await owner.call("GET", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", headers=headers)
+        assert (answer.status, answer.code) == (403, "cross_site_request"), headers
+
+
 async def test_answers_carry_security_headers(running: RunningPortal, owner: PortalClient) -> None:
     answer = await owner.call("GET", "/api/me")
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
