@@ -187,15 +187,23 @@ class NodeConnection:
                 await websocket.send_text(wire.handshake_error(reason))
 
     async def _read(self, websocket: WebSocket, reader: RecordReader, rest: str, handle: Handler) -> None:
-        rate = RateLimit(self._limits.records_a_second, self._limits.records_burst, time.monotonic())
+        limits = self._limits
+        rate = RateLimit(limits.records_a_second, limits.records_burst, time.monotonic())
+        # Every call of a stranger asks the database, at nobody's cost but the portal's.
+        stranger = RateLimit(limits.stranger_records_a_second, limits.stranger_records_burst, time.monotonic())
         text = rest
         try:
             while True:
+                if text and RECORD_SEPARATOR not in text:
+                    # A piece of a record costs as much as a record.
+                    rate.take(time.monotonic())
                 for record in reader.feed(text):
                     rate.take(time.monotonic())
+                    if self.node_id is None:
+                        stranger.take(time.monotonic())
                     await self._take(record, handle)
                 self.heard_at = time.monotonic()
-                async with asyncio.timeout(self._limits.silence_seconds):
+                async with asyncio.timeout(limits.silence_seconds):
                     text = await _receive_text(websocket)
         except HubProtocolError as error:
             log.warning(
@@ -207,7 +215,7 @@ class NodeConnection:
             )
             self.close(str(error))
         except TimeoutError:
-            self.close(f"Nothing was heard for {self._limits.silence_seconds:.0f} s.")
+            self.close(f"Nothing was heard for {limits.silence_seconds:.0f} s.")
         except WebSocketDisconnect:
             pass
         finally:

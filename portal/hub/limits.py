@@ -19,6 +19,8 @@ class HubLimits:
         unknown_seconds: time until a connection must have signed in or announced itself.
         records_a_second: sustained rate of records.
         records_burst: how many may come at once.
+        stranger_records_a_second: sustained rate of records while nobody has signed in.
+        stranger_records_burst: how many of these may come at once.
         outgoing: records that may wait for a slow node.
         negotiations: connections that may be negotiated and not opened yet.
         announcements: machines that may wait to be claimed.
@@ -31,6 +33,8 @@ class HubLimits:
     unknown_seconds: float = 30.0
     records_a_second: float = 500.0
     records_burst: int = 2000
+    stranger_records_a_second: float = 5.0
+    stranger_records_burst: int = 50
     outgoing: int = 256
     negotiations: int = 20_000
     announcements: int = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -17,6 +17,8 @@ TRACKING_LIMIT_BYTES = 256 * 1024
 """As much as a node's outbox takes."""
 
 Record = TypeVar("Record")
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What a database can store."""
 
 
 class MalformedArgumentsError(ValueError):
@@ -68,7 +70,7 @@ class FaultReport(msgspec.Struct):
 
     stream: str
     service: str
-    sequence: int
+    sequence: Number
     boot: str = ""
     time: float | None = None
     kind: Literal["fault", "tracking"] = "fault"
@@ -85,7 +87,7 @@ class ServiceReport(msgspec.Struct):
     id: str
     version: str = ""
     state: str = ""
-    pid: int | None = None
+    pid: Number | None = None
     fault: str | None = ""
     since: float | None = None
 

@@ -124,6 +124,29 @@ async def test_too_many_records_a_second_close_the_connection(tmp_path: Path) ->
         assert "records a second" in str(await rude.closed())
 
 
+async def test_pieces_of_a_record_count_as_records(tmp_path: Path) -> None:
+    limits = HubLimits(records_a_second=0.001, records_burst=5)
+    async with RunningPortal(Settings(data=tmp_path), limits=limits) as running, running.connect() as rude:
+        for _ in range(6):
+            await rude.send_text("x")
+        assert "records a second" in str(await rude.closed())
+
+
+async def test_stranger_may_say_less_than_a_node(tmp_path: Path) -> None:
+    limits = HubLimits(stranger_records_a_second=0.001, stranger_records_burst=5)
+    async with (
+        RunningPortal(Settings(data=tmp_path), limits=limits) as running,
+        running.owner() as owner,
+        running.enrolled(owner) as node,
+    ):
+        async with running.connect() as stranger:
+            for number in range(6):
+                await stranger.send("assertNode", {"hostName": f"machine-{number}"})
+            assert "records a second" in str(await stranger.closed())
+        for _ in range(20):
+            assert (await node.invoke("heartBeat", "echo"))["result"] is None
+
+
 async def test_silent_connection_is_closed(tmp_path: Path) -> None:
     limits = HubLimits(silence_seconds=0.1)
     async with RunningPortal(Settings(data=tmp_path), limits=limits) as running, running.connect() as silent:

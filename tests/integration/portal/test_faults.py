@@ -58,6 +58,8 @@ async def test_same_number_in_another_stream_or_service_is_another_fault(
         "text",
         [{}],
         [fault("many")],
+        [fault(2**63)],
+        [fault(-1)],
         [fault(1, stream=None)],
         [fault(1, kind="rumour")],
         [fault(n) for n in range(501)],
