@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from datetime import datetime
+from heapq import merge
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 from portal.bus import console_topic
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from portal.bus import Bus
 
 LINES_PER_NODE = 500
+NODES_LIMIT = 1000
+"""So many nodes' lines are kept: those of the nodes that wrote last."""
 TEXT_LIMIT = 8192
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _RED = re.compile(r"\x1b\[(?:\d+;)*(?:31|91)m")
@@ -44,25 +48,32 @@ class ConsoleBook:
             text=text[:TEXT_LIMIT],
             time=time,
         )
-        self._lines.setdefault((organization_id, node_id), deque(maxlen=LINES_PER_NODE)).append(line)
+        # The node that wrote last stands last.
+        lines = self._lines.pop((organization_id, node_id), None) or deque(maxlen=LINES_PER_NODE)
+        lines.append(line)
+        self._lines[organization_id, node_id] = lines
+        if len(self._lines) > NODES_LIMIT:
+            del self._lines[next(iter(self._lines))]
         self._bus.publish(console_topic(organization_id), line.model_dump(mode="json"))
         return line
 
     def recent(self, organization_id: str, *, node: str, limit: int, after: int) -> list[ConsoleLine]:
-        """The last lines, oldest first."""
-        found = [
-            line
+        """The last lines, oldest first; `node` is an id or the name that a node has now."""
+        name = node.casefold()
+        books = (
+            reversed(lines)
             for (organization, node_id), lines in self._lines.items()
-            if organization == organization_id
-            for line in lines
-            if line.id > after and (not node or node_id == node or line.node.casefold() == node.casefold())
-        ]
-        found.sort(key=lambda line: line.id)
-        return found[-limit:]
+            if organization == organization_id and (not node or node_id == node or lines[-1].node.casefold() == name)
+        )
+        newest_first = merge(*books, key=lambda line: -line.id)
+        found = list(islice(takewhile(lambda line: line.id > after, newest_first), limit))
+        found.reverse()
+        return found
 
-    def forget(self, organization_id: str, node_id: str) -> None:
+    def forget(self, node_id: str) -> None:
         """Drop a deleted node's lines."""
-        self._lines.pop((organization_id, node_id), None)
+        for key in [key for key in self._lines if key[1] == node_id]:
+            del self._lines[key]
 
 
 class ConsoleService:

@@ -189,7 +189,8 @@ class HubService:
             connection.close("The announcement was dismissed in the portal.")
 
     def disconnect(self, node_id: str, reason: str) -> None:
-        """End a node's connection."""
+        """End a deleted node's connection, and forget what it wrote."""
+        self._portal.console_book.forget(node_id)
         connection = self._registry.connection_of(node_id)
         if connection is not None:
             connection.close(reason)

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from typing import Any
 
+from portal.bus import LocalBus
+from portal.console.service import NODES_LIMIT, ConsoleBook
 from portal.testing import FakeClock, HubNode, PortalClient, RunningPortal
 
 
@@ -88,6 +91,34 @@ async def test_book_is_bounded_for_each_node(running: RunningPortal, owner: Port
     assert len(lines) == 500
     assert lines[0]["text"] == "line 21"
     assert len(lines[-1]["text"]) == 8192
+
+
+async def test_lines_of_all_nodes_come_in_their_order_and_go_with_their_node(
+    running: RunningPortal, owner: PortalClient
+) -> None:
+    async with running.enrolled(owner) as node, running.enrolled(owner, "other") as other:
+        await switch_on(owner, node)
+        await switch_on(owner, other)
+        for number in range(6):
+            await say(node if number % 2 else other, str(number))
+        last = await owner.done("GET", "/api/console?limit=3")
+        of_one = await owner.done("GET", f"/api/console?node={node.id}")
+        await owner.done("DELETE", f"/api/nodes/{other.id}")
+        left = await owner.done("GET", "/api/console")
+    assert [line["text"] for line in last] == ["3", "4", "5"]
+    assert [line["text"] for line in of_one] == ["1", "3", "5"]
+    assert left == of_one
+
+
+def test_book_keeps_the_lines_of_the_nodes_that_wrote_last(clock: FakeClock) -> None:
+    book = ConsoleBook(LocalBus())
+    now = datetime.fromtimestamp(clock.wall(), UTC)
+    for number in [0, *range(NODES_LIMIT), 0, NODES_LIMIT]:
+        name = f"node-{number}"
+        book.append(organization_id="o", node_id=name, node=name, service="", level="info", text=name, time=now)
+    assert len(book.recent("o", node="node-0", limit=10, after=0)) == 3
+    assert book.recent("o", node="node-1", limit=10, after=0) == []
+    assert len(book.recent("o", node="node-2", limit=10, after=0)) == 1
 
 
 async def test_stream_ends_when_its_session_does(running: RunningPortal, owner: PortalClient, clock: FakeClock) -> None:
