@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +33,9 @@ _PARTS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal of another encoding shows question marks for our symbols, and not a traceback.
+        sys.stdout.reconfigure(errors="replace")
     try:
         parser = _make_parser(arguments[0] if arguments else "")
         parsed = parser.parse_args(arguments)
@@ -44,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `head` does. What is buffered still must not fail at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _make_parser(wanted: str) -> argparse.ArgumentParser:
@@ -223,8 +232,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _check_config(arguments: argparse.Namespace) -> int:
     from agent.identity import load_identity
+    from agent.outbox.sinks.runner import check_sinks
 
     config = _load_config(arguments)
+    check_sinks(config.sinks)
     paths = make_paths(arguments.state_dir, arguments.runtime_dir)
     _say(
         f"Configuration is valid: log level {config.log_level}, GPIO {config.gpio}, "

@@ -65,7 +65,6 @@ class HubSession:
         self._policy_changed = asyncio.Event()
         self._console: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(CONSOLE_LIMIT)
         self._console_dropped = 0
-        self._restart_now = asyncio.Event()
 
     def handle(self, target: str, handler: CommandHandler) -> None:
         """Await `handler(*arguments)` when the portal calls `target`; what it raises is told to the portal."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.clock import Clock
 from agent.config import AzureSinkConfig, MqttSinkConfig, SinksConfig
@@ -19,6 +19,9 @@ from agent.outbox.store import Outbox
 from agent.secret import Secret
 from agent.settings import IotHubSettings
 
+if TYPE_CHECKING:
+    from agent.outbox.sinks.mqtt import MqttSettings
+
 log = logging.getLogger(__name__)
 
 FAILED_PAUSE_SECONDS = 10.0
@@ -30,6 +33,7 @@ class Sinks:
     The operator's configuration beats what the portal says. On the loop only.
 
     Args:
+        config: what the operator set up; ConfigError when it cannot be used.
         portal: the sink to the portal, which is always there.
         keep_without_hub: keep what waits for the IoT Hub while there is none (default yes).
     """
@@ -59,6 +63,7 @@ class Sinks:
         self._azure_running: AzureSettings | None = None
         self._restart_wanted = False
         self._changed = asyncio.Event()
+        check_sinks(config)
         if config.azure is not None:
             self._azure = _azure_settings(config.azure)
 
@@ -139,6 +144,14 @@ class Sinks:
             self._outbox.drop_feed(name)
 
 
+def check_sinks(config: SinksConfig) -> None:
+    """Raise ConfigError for settings with which a sink cannot run. Reads the files that they name."""
+    if config.azure is not None:
+        _azure_settings(config.azure)
+    if config.mqtt is not None:
+        _mqtt_settings(config.mqtt)
+
+
 async def _keep(sink: Sink, feed: Feed) -> None:
     while True:
         try:
@@ -152,23 +165,25 @@ async def _keep(sink: Sink, feed: Feed) -> None:
 
 
 def _mqtt_sink(config: MqttSinkConfig, node: str, clock: Clock) -> Sink:
-    from agent.outbox.sinks.mqtt import MqttSettings, MqttSink  # paho-mqtt only where a broker is set up
+    from agent.outbox.sinks.mqtt import MqttSink
 
-    return MqttSink(
-        MqttSettings(
-            host=config.host,
-            port=config.port,
-            tls=config.tls,
-            topic=config.topic,
-            protocol=config.protocol,
-            username=config.username,
-            password=Secret(_read(config.password_file)),
-            certificate_authority_file=_path(config.certificate_authority_file),
-            certificate_file=_path(config.certificate_file),
-            key_file=_path(config.key_file),
-        ),
-        node=node,
-        clock=clock,
+    return MqttSink(_mqtt_settings(config), node=node, clock=clock)
+
+
+def _mqtt_settings(config: MqttSinkConfig) -> MqttSettings:
+    from agent.outbox.sinks.mqtt import MqttSettings  # only where a broker is set up
+
+    return MqttSettings(
+        host=config.host,
+        port=config.port,
+        tls=config.tls,
+        topic=config.topic,
+        protocol=config.protocol,
+        username=config.username,
+        password=Secret(_read(config.password_file)),
+        certificate_authority_file=_path(config.certificate_authority_file),
+        certificate_file=_path(config.certificate_file),
+        key_file=_path(config.key_file),
     )
 
 
