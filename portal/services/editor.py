@@ -339,9 +339,9 @@ class PropertyDesigner:
                 label = TextField("Label", definition.label)
                 name = TextField("Id", definition.id, mono=True)
                 choice = Choice("Type", TYPES, definition.type)
-                default = TextField(
-                    "Default", shown_value(definition.default), type="password" if kind == "security" else "text"
-                )
+                default = TextField("Default", shown_value(definition.default))
+                # Everybody who sees the service would see it.
+                default.visible = kind != "security"
             options = TextField("Choices", ", ".join(definition.options), hint="Separated by commas.")
             options.visible = definition.type == "select"
             choice.on_value_change(lambda event: options.set_visibility(event.value == "select"))

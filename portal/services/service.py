@@ -62,12 +62,14 @@ class ScriptService:
         """Make a service, version 0.1.
 
         Raises ConflictError (`service_exists`), NotFoundError (`library_entry_not_found`, `service_not_found`),
-        InvalidError (`class_name_mismatch`, `syntax_error`, `file_name_invalid`, `origin_invalid`, …).
+        InvalidError (`class_name_mismatch`, `syntax_error`, `file_name_invalid`, `origin_invalid`,
+        `security_default`, …).
         """
         self._work.caller.require("operator")
         origin = await self._origin(form)
         script.check_file(origin.file)
         requirements = script.check_source(origin.file, origin.source)
+        _check_properties(origin.properties)
         service_id = script.service_id(origin.file)
         if await self._services.get(self._work.organization_id, service_id) is not None:
             raise ConflictError(
@@ -95,7 +97,10 @@ class ScriptService:
         return await self._detail(service)
 
     async def change(self, service_id: str, change: ServiceChange) -> ServiceDetail:
-        """Change name, description or properties. Raises NotFoundError, InvalidError (`property_repeated`)."""
+        """Change name, description or properties.
+
+        Raises NotFoundError, InvalidError (`property_repeated`, `security_default`).
+        """
         self._work.caller.require("operator")
         service = await self._get(service_id)
         if change.name is not None:
@@ -326,6 +331,14 @@ def _check_properties(properties: PropertyDefinitions) -> None:
                     field=f"properties.{group}",
                 )
             seen.add(definition.id)
+    for definition in properties.security:
+        if definition.default not in (None, ""):
+            raise InvalidError(
+                f"The security property {definition.id} has a default, which everybody who sees the service could "
+                "read; leave it out and set the value in a flow.",
+                code="security_default",
+                field="properties.security",
+            )
 
 
 def _view(service: Service, latest: str, versions: int, flows: int) -> ServiceView:

@@ -28,7 +28,7 @@ class PropertyDefinition(Form):
 
 
 class PropertyDefinitions(Form):
-    """All properties of a service. `security` values are stored encrypted and never shown again."""
+    """All properties of a service. `security` values are stored encrypted, never shown again, and have no default."""
 
     static: list[PropertyDefinition] = Field(default_factory=list, max_length=200)
     security: list[PropertyDefinition] = Field(default_factory=list, max_length=200)

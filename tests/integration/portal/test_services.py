@@ -199,3 +199,16 @@ async def test_property_twice_is_refused(owner: PortalClient) -> None:
     definitions = {"static": [{"id": "pin"}, {"id": "pin"}]}
     answer = await owner.call("PATCH", "/api/services/reader_py", {"properties": definitions})
     assert (answer.status, answer.code) == (422, "property_repeated")
+
+
+async def test_secret_has_no_default_that_everybody_could_read(owner: PortalClient) -> None:
+    definitions = {"security": [{"id": "token", "default": "s3cret-of-everybody"}]}
+    await owner.done("POST", "/api/services", {"file": "Mine.py"})
+    changed = await owner.call("PATCH", "/api/services/mine_py", {"properties": definitions})
+    source = f"PROPERTIES = {definitions}\n\n\nclass Other:\n    pass\n"
+    imported = await owner.call("POST", "/api/services", {"from": "import", "file": "Other.py", "source": source})
+    for answer in (changed, imported):
+        assert (answer.status, answer.code) == (422, "security_default")
+        assert "s3cret" not in answer.text
+    assert (await owner.done("GET", "/api/services/mine_py"))["properties"]["security"] == []
+    assert (await owner.call("GET", "/api/services/other_py")).status == 404
