@@ -49,13 +49,13 @@ class Guard:
         scope.setdefault("state", {})["portal"] = self._portal
         headers = Headers(scope=scope)
         if scope["type"] == "websocket":
-            if scope["path"] != _HUB and not _same_origin(headers):
+            if scope["path"] != _HUB and not self._same_origin(headers):
                 await send({"type": "websocket.close", "code": 1008, "reason": "cross-site"})
                 return
             await self._app(scope, receive, send)
             return
         may_change = scope["method"] not in _SAFE_METHODS or scope["path"].startswith(_PAGES_SOCKET)
-        if may_change and not _may_change(headers, scope["method"]):
+        if may_change and not self._may_change(headers, scope["method"]):
             refusal = problem(
                 403,
                 "cross_site_request",
@@ -71,6 +71,28 @@ class Guard:
             await refusal(scope, receive, self._with_headers(scope, send))
             return
         await self._app(scope, _bounded(receive), self._with_headers(scope, send))
+
+    def _may_change(self, headers: Headers, method: str) -> bool:
+        """Whether a request that may change something does not come from a page of another site."""
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site in ("same-origin", "none")
+        if "origin" in headers:
+            return self._same_origin(headers)
+        if f"{SESSION_COOKIE}=" not in headers.get("cookie", ""):
+            return True
+        # A program, or a very old browser: only what a foreign page could not have sent.
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        return method != "POST" or (bool(kind) and kind not in _FORM_TYPES)
+
+    def _same_origin(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        if origin is None:
+            return True
+        own = self._portal.settings.public_url
+        # A proxy may name itself to the portal by another name than browsers name the portal to the proxy.
+        names = {headers.get("host", "").casefold(), urlsplit(own).netloc.casefold() if own else None}
+        return urlsplit(origin).netloc.casefold() in names
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
         tls = self._portal.url.startswith("https://")
@@ -111,22 +133,3 @@ def _bounded(receive: Receive) -> Receive:
         return message
 
     return receive_bounded
-
-
-def _may_change(headers: Headers, method: str) -> bool:
-    """Whether a request that may change something does not come from a page of another site."""
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        return site in ("same-origin", "none")
-    if "origin" in headers:
-        return _same_origin(headers)
-    if f"{SESSION_COOKIE}=" not in headers.get("cookie", ""):
-        return True
-    # A program, or a very old browser: only what a foreign page could not have sent.
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    return method != "POST" or (bool(kind) and kind not in _FORM_TYPES)
-
-
-def _same_origin(headers: Headers) -> bool:
-    origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.casefold() == headers.get("host", "").casefold()

@@ -26,7 +26,7 @@ from portal.nodes.models import Announcement, Node
 from portal.nodes.repository import NodeRepository
 from portal.nodes.service import check_name, check_tags, free_name, hash_code, name_taken, new_node
 from portal.organizations.models import Organization
-from portal.people.throttle import Throttle
+from portal.people.throttle import Throttle, network_of
 from portal.vault import hash_token
 from portal.work import Work
 
@@ -52,14 +52,15 @@ class Enrolment:
         name = clip(argument(arguments, 2), 255)
         facts = read(arguments[3], CreateNodeFacts, "facts") if len(arguments) > 3 else None
         public_key = _public_key(facts.public_key) if facts is not None else None
-        self._codes.check("code", connection.address)
+        attempt = ("code", network_of(connection.address))
+        self._codes.check(*attempt)
         now = self._portal.now()
         sas = None if facts is not None else secrets.token_urlsafe(32)
         async with self._portal.writing(None) as work:
             nodes = NodeRepository(work.session)
             row = await nodes.code(hash_code(self._portal.vault, code))
             if row is None or row.used_at is not None or row.expires_at <= now:
-                self._codes.failed("code", connection.address)
+                self._codes.failed(*attempt)
                 raise RefusalError(
                     "The verification code is not valid: it is wrong, used, or older than it may be. "
                     "Make a new one in the portal under Nodes.",
@@ -83,7 +84,7 @@ class Enrolment:
                 node.platform = clip(facts.platform, 200)
             row.used_at = now
             document = documents.created_document(node, organization, row.tags, sas=sas)
-        self._codes.succeeded("code", connection.address)
+        self._codes.succeeded(*attempt)
         return Reply(then=(Invocation("nodeCreated", [document]),))
 
     async def create_node_from_mac_address(self, connection: NodeConnection, arguments: list[Any]) -> Reply:

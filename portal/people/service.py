@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from portal.errors import InvalidError, NotAllowedError, NotSignedInError, TooManyError
 from portal.people.models import Person, PersonSession, SetupToken
 from portal.people.repository import PeopleRepository
-from portal.people.throttle import Throttle
+from portal.people.throttle import Throttle, network_of
 from portal.people.views import OpenedSession, PersonView, SetupForm, SignInForm
 from portal.vault import hash_token
 from portal.views import Role
@@ -113,7 +113,7 @@ class Accounts:
 
         Raises NotAllowedError (`setup_token_invalid`), InvalidError (`password_too_short`), TooManyError.
         """
-        with self._attempt("setup", address):
+        with self._attempt("setup", network_of(address)):
             _check_password(form.password)
             password_hash = await self._hash(form.password)
             async with self._portal.writing(None) as work:
@@ -144,7 +144,7 @@ class Accounts:
 
     async def sign_in(self, form: SignInForm, *, address: str, user_agent: str) -> OpenedSession:
         """Open a session. Raises NotSignedInError (`sign_in_failed`), TooManyError."""
-        with self._attempt("person", form.name.casefold(), address):
+        with self._attempt("person", form.name.casefold(), network_of(address)):
             async with self._portal.database.reading() as session:
                 person = await PeopleRepository(session).by_name(self._portal.organization_id, form.name.casefold())
             good = await self._verify(form.password, person.password_hash if person else await self._hash_of_nobody())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,6 +14,15 @@ FREE_ATTEMPTS = 5
 LONGEST_WAIT_SECONDS = 900
 FORGET_AFTER_SECONDS = 3600
 KEYS_LIMIT = 20_000
+
+
+def network_of(address: str) -> str:
+    """Who an address counts as: itself, or its /64, of which an IPv6 host has every address."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return address if parsed.version == 4 else str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
 
 
 @dataclass(slots=True)

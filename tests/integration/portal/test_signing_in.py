@@ -196,6 +196,17 @@ async def test_requests_of_the_portals_own_pages_and_of_programs_pass(
         assert answer.status == 201, headers
 
 
+async def test_pages_behind_a_proxy_that_hides_their_address_are_the_portals_own(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path, public_url="https://portal.example")
+    async with RunningPortal(settings) as running, running.client() as client:
+        address = f"http://127.0.0.1:{running.portal.settings.port}"
+        statuses = [
+            (await client.session.delete(f"{address}/api/session", headers={"Origin": origin})).status
+            for origin in ("https://portal.example", address, "https://evil.example", "null")
+        ]
+    assert statuses == [204, 204, 403, 403]
+
+
 async def test_websocket_of_another_site_is_refused(running: RunningPortal, owner: PortalClient) -> None:
     headers = {"Origin": "https://evil.example", "Upgrade": "websocket", "Connection": "Upgrade"}
     headers |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}

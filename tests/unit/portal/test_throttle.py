@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from portal.errors import TooManyError
-from portal.people.throttle import FREE_ATTEMPTS, KEYS_LIMIT, LONGEST_WAIT_SECONDS, Throttle
+from portal.people.throttle import FREE_ATTEMPTS, KEYS_LIMIT, LONGEST_WAIT_SECONDS, Throttle, network_of
 from portal.testing import FakeClock
 
 
@@ -51,3 +51,18 @@ async def test_memory_is_bounded() -> None:
     for number in range(KEYS_LIMIT + 10):
         throttle.failed(str(number))
     assert len(throttle._keys) == KEYS_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("testclient", "testclient"),
+    ],
+)
+def test_addresses_of_one_host_count_as_one(address: str, network: str) -> None:
+    assert network_of(address) == network
