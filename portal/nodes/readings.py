@@ -26,7 +26,7 @@ READINGS: tuple[Reading, ...] = (
     Reading("disk", "Disk", "%", 100, 0, ("disk.percent", "diskPercent", "disk")),
     Reading("temperature", "Temperature", "°C", 100, 1, ("temperatureCelsius", "temperature.celsius", "temperature")),
     Reading("outbox", "Outbox", " msg", None, 0, ("outbox.depth", "outboxDepth", "outbox")),
-    Reading("delivered", "Readings delivered", "", None, 0, ("outbox.acknowledged",)),
+    Reading("delivered", "Delivered", " msg", None, 0, ("outbox.acknowledged",)),
 )
 DELIVERED_LIMIT = 2**63 - 1
 

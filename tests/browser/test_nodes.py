@@ -102,7 +102,7 @@ async def test_readings_that_reach_the_cloud_tick_the_last_of_the_first_steps(po
     await expect(steps.get_by_role("heading", name="See readings (done)")).to_be_visible()
     page = await pages.open(portal, f"/nodes/{node.id}")
     machine = page.get_by_role("region", name="Machine")
-    await expect(machine.get_by_role("img", name="Readings delivered: 48")).to_be_visible()
+    await expect(machine.get_by_role("img", name="Delivered: 48 msg")).to_be_visible()
     await expect(machine.get_by_role("img", name="Outbox: 2 msg")).to_be_visible()
 
 
