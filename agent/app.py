@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import logging
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -60,10 +61,17 @@ def run(config: AgentConfig, paths: Paths) -> int:
     """
     writer = configure(config.log_level)
     identity = load_identity(paths)
+    _allow_many_files()
     with InstanceLock(paths.lock):
         while _live(Agent(config, paths, identity, writer=writer)) is Ending.RESTART:
             log.info("Starting again, as the portal asked.", extra={"action": "restart"})
     return ExitCode.OK
+
+
+def _allow_many_files() -> None:
+    # Each service takes three descriptors of the agent, and the usual 1024 would be gone with the 340th.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _live(agent: Agent) -> Ending:

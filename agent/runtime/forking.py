@@ -17,6 +17,8 @@ import msgspec
 log = logging.getLogger(__name__)
 
 FORK_TIMEOUT_SECONDS = 10.0
+FORKS_AT_ONCE = 16
+"""Requests that the template has at once; its socket takes some two hundred, and each has its time limit."""
 _HIDDEN_PREFIXES = ("OUTSTATION_", "WATCHDOG_")
 _HIDDEN = frozenset(("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"))
 
@@ -57,6 +59,7 @@ class TemplateProcess:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._starting = asyncio.Lock()
+        self._room = asyncio.Semaphore(FORKS_AT_ONCE)
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
@@ -77,12 +80,24 @@ class TemplateProcess:
 
     async def fork(self) -> ForkedProcess:
         """Fork a child. Raises TemplateError when the template does not do it."""
-        await self.start()
+        async with self._room:
+            await self.start()
+            try:
+                ours, theirs = socket.socketpair()
+            except OSError as error:
+                raise TemplateError(f"There is no socket for another process: {error}.") from error
+            try:
+                read, write = os.pipe()
+            except OSError as error:
+                ours.close()
+                theirs.close()
+                raise TemplateError(f"There is no pipe for another process: {error}.") from error
+            return await self._fork(ours, theirs, read, write)
+
+    async def _fork(self, ours: socket.socket, theirs: socket.socket, read: int, write: int) -> ForkedProcess:
         assert self._control is not None
         self._last += 1
         number = self._last
-        ours, theirs = socket.socketpair()
-        read, write = os.pipe()
         answer: asyncio.Future[tuple[int, int]] = self._loop.create_future()
         self._forking[number] = answer
         try:
