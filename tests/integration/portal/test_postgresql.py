@@ -7,12 +7,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from portal.history.service import HistoryService
 from portal.settings import Settings
 from portal.testing import RunningPortal
+from portal.work import Caller
 
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 pytestmark = pytest.mark.skipif(not SERVERS, reason="no PostgreSQL server is installed (apt install postgresql)")
@@ -85,6 +88,38 @@ async def test_main_story_on_postgresql(running: RunningPortal) -> None:
     assert [item["text"] for item in faults] == ["badtext"]
     assert len(events) == 2
     assert left["items"] == []
+
+
+async def test_tracking_counts_and_housekeeping_on_postgresql(running: RunningPortal) -> None:
+    history = HistoryService(running.portal.database, keep=timedelta(days=90), most=2, batch=2)
+    async with running.owner() as owner:
+        async with running.enrolled(owner, "tracked") as node:
+            place = {"stream": "s", "service": "x_py", "kind": "tracking"}
+            records = [{**place, "sequence": number, "record": {"n": number, "nul": "\x00"}} for number in range(7)]
+            faults = [{**place, "kind": "fault", "sequence": number, "text": "jammed"} for number in range(3)]
+            for _ in range(2):
+                assert (await node.invoke("faults", records + faults))["result"] is None
+            assert len((await owner.done("GET", "/api/tracking"))["items"]) == 7
+            await node.invoke("facts", {"outbox": {"acknowledged": 5}})
+            counted = await owner.done("GET", "/api/nodes/counts")
+            async with running.portal.reading(Caller(running.portal.organization_id, "alice", "owner")) as work:
+                fleet = [each.name for each in await work.nodes.fleet(limit=1)]
+            await history.trim(running.portal.now())
+            left = (await owner.done("GET", "/api/tracking"))["items"]
+            await history.trim(running.portal.now() + timedelta(days=91))
+            assert (await owner.done("GET", "/api/tracking"))["items"] == []
+        await owner.done("DELETE", f"/api/nodes/{node.id}")
+    assert [(item["sequence"], item["record"]) for item in left] == [(n, {"n": n, "nul": "\x00"}) for n in (6, 5)]
+    assert counted == {
+        "nodes": 1,
+        "online": 1,
+        "offline": 0,
+        "disabled": 0,
+        "delivering": 1,
+        "faulty": 1,
+        "faults": 3,
+    }
+    assert fleet == ["tracked"]
 
 
 async def test_one_code_makes_one_node_even_when_two_use_it_at_once(running: RunningPortal) -> None:
