@@ -122,10 +122,14 @@ class Commands:
                 self._deployments.switch(signed)
             except HubUnreachableError:
                 raise  # the next sign-in brings the deployment again
-            except (DeploymentError, HubProtocolError, OSError) as error:
-                self.deployment_error = str(error)
-                log.error("The deployment was not taken: %s", error, extra={"action": "deployment_refused"})
-                await self._reporter.deployment("", "failed", str(error))
+            except (DeploymentError, HubProtocolError) as error:
+                await self._refuse(str(error))
+                return
+            except OSError as error:
+                await self._refuse(
+                    f"It cannot be stored in {self._paths.state}: {error.strerror}; the node keeps what it runs. "
+                    "Free some space, then restart the node from the portal."
+                )
                 return
             self.deployment_error = ""
             changed = manifest.deployment != self.deployment
@@ -143,6 +147,11 @@ class Commands:
                     extra={"action": "deployed"},
                 )
             await self._reporter.deployment(manifest.deployment, "running", "")
+
+    async def _refuse(self, why: str) -> None:
+        self.deployment_error = why
+        log.error("The deployment was not taken: %s", why, extra={"action": "deployment_refused"})
+        await self._reporter.deployment("", "failed", why)
 
     # --- Commands: arguments as the portal sends them -----------------------------------------------------------
 
