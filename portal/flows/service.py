@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from portal.bus import catalog_topic
 from portal.errors import ConflictError, InvalidError, NotFoundError
 from portal.flows.models import Flow, FlowActivity
@@ -20,6 +22,9 @@ from portal.services.views import PropertyDefinition, PropertyDefinitions
 from portal.views import Page
 from portal.work import Work
 
+VALUES_LIMIT_BYTES = 256 * 1024
+"""Of all properties in a flow: nodes get them in one record of the node hub, which has a limit."""
+_NUMBER_LIMIT = 1e300
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -62,7 +67,8 @@ class FlowService:
         """Make a flow.
 
         Raises ConflictError (`flow_name_taken`), InvalidError (`service_not_found`, `version_not_found`,
-        `property_unknown`, `property_invalid`, `property_missing`, `activity_not_found`) naming the field.
+        `property_unknown`, `property_invalid`, `property_missing`, `values_too_large`, `activity_not_found`) naming
+        the field.
         """
         self._work.caller.require("operator")
         await self._check_name(form.name, None)
@@ -181,6 +187,7 @@ class FlowService:
         self, forms: Sequence[ActivityForm], stored: dict[str, FlowActivity]
     ) -> builtins.list[FlowActivity]:
         seen: set[str] = set()
+        size = 0
         drafts: builtins.list[FlowActivity] = []
         for position, form in enumerate(forms):
             where = f"activities.{position}"
@@ -197,6 +204,15 @@ class FlowService:
             kept = decode_security(self._work.portal.vault, old.security if old else None)
             security = {key: kept.get(key) if value == MASK else value for key, value in form.security.items()}
             secret = _checked(service.file, "security", definitions.security, security, where)
+            static = _checked(service.file, "static", definitions.static, form.static, where)
+            size += len(msgspec.json.encode([static, secret]))
+            if size > VALUES_LIMIT_BYTES:
+                raise InvalidError(
+                    f"The values of this flow are larger than {VALUES_LIMIT_BYTES // 1024} KiB; keep what is large "
+                    "where the service can fetch it.",
+                    code="values_too_large",
+                    field=where,
+                )
             drafts.append(
                 FlowActivity(
                     id=form.id or str(uuid.uuid4()),
@@ -205,7 +221,7 @@ class FlowService:
                     position=position,
                     version=form.version,
                     host=form.host,
-                    static=_checked(service.file, "static", definitions.static, form.static, where),
+                    static=static,
                     security=encode_security(self._work.portal.vault, secret),
                     enabled=form.enabled,
                 )
@@ -330,14 +346,9 @@ def _checked(
 def _converted(file: str, definition: PropertyDefinition, value: Any, where: str) -> Any:
     match definition.type:
         case "number":
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return value
-            if isinstance(value, str):
-                for parse in (int, float):
-                    try:
-                        return parse(value)
-                    except ValueError:
-                        continue
+            number = _number(value)
+            if number is not None:
+                return number
             expected = "a number"
         case "boolean":
             if isinstance(value, bool):
@@ -358,3 +369,18 @@ def _converted(file: str, definition: PropertyDefinition, value: Any, where: str
         code="property_invalid",
         field=where,
     )
+
+
+def _number(value: Any) -> int | float | None:
+    """A number, or a text that is one; None for what JSON cannot hold too."""
+    if isinstance(value, str):
+        for parse in (int, float):
+            try:
+                value = parse(value)
+            except ValueError:
+                continue
+            break
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _NUMBER_LIMIT:
+        return None
+    # A service gets its values in an encoding whose integers have 64 bits.
+    return value if abs(value) < 2**63 else float(value)

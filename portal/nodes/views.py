@@ -145,6 +145,7 @@ class IotHubForm(Form):
     """How the node reaches its IoT Hub."""
 
     connection_string: SecretStr = Field(
+        max_length=4096,
         description="`HostName=…;DeviceId=…;SharedAccessKey=…`. Stored encrypted and never shown again.",
         examples=["HostName=hub.example.net;DeviceId=pump-house-1;SharedAccessKey=c2VjcmV0"],
     )

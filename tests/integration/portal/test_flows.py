@@ -31,6 +31,8 @@ def flow(**activity: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("service")
 async def test_values_are_stored_as_their_type(owner: PortalClient) -> None:
+    large = await owner.done("POST", "/api/flows", {**flow(static={"pin": 10**20}), "name": "Large"})
+    assert large["activities"][0]["static"] == {"pin": 1e20}
     static = {"pin": "4", "invert": "true", "edge": "rising", "name": 7}
     made = await owner.done("POST", "/api/flows", flow(static=static))
     assert made["activities"][0]["static"] == {"pin": 4, "invert": True, "edge": "rising", "name": "7"}
@@ -159,3 +161,24 @@ async def test_flow_counts_the_nodes_that_it_runs_on(running: RunningPortal, own
     async with running.enrolled(owner, "one"), running.enrolled(owner, "two"):
         shown = await owner.done("GET", f"/api/flows/{made['id']}")
     assert shown["activities"][0]["nodes"] == 2
+
+
+@pytest.mark.usefixtures("service")
+@pytest.mark.parametrize("pin", ["nan", "inf", "1e999", "9" * 400, True, [1]])
+async def test_number_that_is_none_or_has_no_end_is_refused(owner: PortalClient, pin: Any) -> None:
+    answer = await owner.call("POST", "/api/flows", flow(static={"pin": pin}))
+    assert (answer.status, answer.code) == (422, "property_invalid")
+
+
+@pytest.mark.usefixtures("service")
+async def test_values_that_would_not_fit_into_a_record_of_the_hub_are_refused(
+    running: RunningPortal, owner: PortalClient
+) -> None:
+    large = {"name": "x" * 300_000}
+    answer = await owner.call("POST", "/api/flows", flow(static=large))
+    assert (answer.status, answer.code, answer.body["field"]) == (422, "values_too_large", "activities.0")
+    async with running.enrolled(owner) as node:
+        connection = f"HostName=h;DeviceId=d;SharedAccessKey={'x' * 5000}"
+        hub = await owner.call("PUT", f"/api/nodes/{node.id}/iot-hub", {"connection_string": connection})
+    assert hub.status == 422
+    assert "xxxx" not in hub.text
