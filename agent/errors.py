@@ -12,6 +12,7 @@ OutstationError
     ├── HubCertificateError                     TLS says the portal is not who it should be
     ├── InsecureUrlError (ValueError)           plain HTTP to somewhere that is not loopback
     ├── HubProtocolError                        the peer does not speak the node hub's protocol
+    │   └── HubArgumentsError                   it understood the call and will never take what we said
     └── HubRefusedError                         the portal said no; carries its `errorMessage` code
         ├── CodeRefusedError
         └── NameTakenError
@@ -103,6 +104,12 @@ class HubProtocolError(HubError):
 
     code = "protocol_error"
     exit_code = ExitCode.PORTAL_REFUSED
+
+
+class HubArgumentsError(HubProtocolError):
+    """The portal understood the call and will never take these arguments: saying it again does not help."""
+
+    code = "arguments_invalid"
 
 
 class HubRefusedError(HubError):

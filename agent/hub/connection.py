@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 
-from agent.errors import HubCertificateError, HubProtocolError, HubUnreachableError, InsecureUrlError
+from agent.errors import HubArgumentsError, HubCertificateError, HubProtocolError, HubUnreachableError, InsecureUrlError
 from agent.hub import protocol
 
 CONNECT_TIMEOUT_SECONDS = 20.0
@@ -249,7 +249,9 @@ class HubConnection(AbstractAsyncContextManager["HubConnection"]):
         if future is None or future.done():
             return
         if record.error is not None:
-            future.set_exception(HubProtocolError(f"{self.url} answered: {record.error[:300]}"))
+            refused = record.error.startswith(protocol.ARGUMENTS_INVALID)
+            kind = HubArgumentsError if refused else HubProtocolError
+            future.set_exception(kind(f"{self.url} answered: {record.error[:300]}"))
         else:
             future.set_result(record.result)
 

@@ -42,6 +42,8 @@ class FakeHub(AbstractAsyncContextManager["FakeHub"]):
         self.status = 200
         """What negotiate answers: set it to 503 to be a portal with a fault."""
         self.answer_heartbeats = True
+        self.refuses: Callable[[protocol.Invocation], str] = lambda _: ""
+        """The error that completes a call; empty for none."""
         self.original = False
         """Whether it speaks only the original's dialect: no nonce to sign, a secret where ours has keys."""
         self.sign_ins = 0
@@ -176,7 +178,8 @@ class FakeHub(AbstractAsyncContextManager["FakeHub"]):
         self, socket: web.WebSocketResponse, call: protocol.Invocation, connection_id: str, nonce: str
     ) -> None:
         if call.invocation_id is not None:
-            await socket.send_str(protocol.encode(protocol.Completion(invocation_id=call.invocation_id)))
+            completion = protocol.Completion(invocation_id=call.invocation_id, error=self.refuses(call) or None)
+            await socket.send_str(protocol.encode(completion))
         match call.target:
             case "createNode":
                 await self._create_node(socket, *call.arguments)

@@ -243,5 +243,7 @@ ERROR_NODE_NOT_FOUND = 6
 ERROR_NODE_LOCKED = 7
 ERROR_SECRET_NOT_VALID = 9
 ERROR_AGENT_VERSION = 12
+ARGUMENTS_INVALID = "arguments_invalid: "
+"""How a completion's error begins when the same call would be refused for ever (ours)."""
 NAME_TAKEN_REASON = "node_name_taken"
 """Third argument of an `errorMessage` with code 1 that an enrolment with a taken name gets."""

@@ -14,9 +14,10 @@ import msgspec
 
 from agent import __version__
 from agent.clock import Clock
-from agent.errors import HubError, HubProtocolError, HubUnreachableError
+from agent.errors import HubArgumentsError, HubError, HubProtocolError, HubUnreachableError
 from agent.hub.protocol import RECORD_LIMIT_BYTES
 from agent.outbox.message import OutboxMessage
+from agent.outbox.sinks.base import RefusedMessageError
 from agent.system import facts
 
 if TYPE_CHECKING:
@@ -90,11 +91,14 @@ class Reporter:
     async def deliver_faults(self, messages: Sequence[OutboxMessage]) -> None:
         """Hand faults and tracking records to the portal; returns once it has stored them.
 
-        Raises ConnectionError (HubUnreachableError) when it has not: the outbox keeps them.
+        Raises ConnectionError (HubUnreachableError) when it has not: the outbox keeps them. Raises RefusedMessageError
+        when it never will.
         """
         try:
             for records in _in_calls([_fault_record(message) for message in messages]):
                 await self._session.invoke("faults", records)
+        except HubArgumentsError as error:
+            raise RefusedMessageError(str(error)) from error
         except HubProtocolError as error:
             raise HubUnreachableError(f"The portal did not store the faults: {error}") from error
 

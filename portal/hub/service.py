@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from agent.hub.protocol import ERROR_INVALID_REQUEST, Invocation
+from agent.hub.protocol import ARGUMENTS_INVALID, ERROR_INVALID_REQUEST, Invocation
 from portal.errors import PortalError
 from portal.hub.commands import Commands
 from portal.hub.connection import NodeConnection, Reply
@@ -97,7 +97,7 @@ class HubService:
         try:
             return await handler(connection, call.arguments)
         except MalformedArgumentsError as error:
-            return Reply(error=f"The arguments of {call.target} are not valid: {clip(error, 500)}")
+            return Reply(error=f"{ARGUMENTS_INVALID}The arguments of {call.target} are not valid: {clip(error, 500)}")
         except RefusalError as refusal:
             log.info(
                 "%s from %s was refused: %s",

@@ -16,7 +16,7 @@ from agent.config import load_config
 from agent.control import ask
 from agent.hub.enrolment import enroll
 from agent.hub.fake import FakeHub
-from agent.hub.protocol import Invocation
+from agent.hub.protocol import ARGUMENTS_INVALID, Invocation
 from agent.identity import load_identity
 from agent.logs import LineWriter
 from agent.paths import Paths
@@ -285,6 +285,32 @@ async def test_new_deployment_has_packages_collected_that_its_services_do_not_us
     hub.assign({"Counter.py": COUNTER}, count=0)
     async with node.running(), asyncio.timeout(20):
         assert await collected.get() == (node.paths.packages, ["counter_py"])
+
+
+async def test_error_that_the_portal_never_takes_holds_up_no_other(hub: FakeHub, node: Node) -> None:
+    source = (
+        "from base_service import CustomService\n\n"
+        "class Alarm(CustomService):\n"
+        "    async def Start(self):\n"
+        "        for number in range(3):\n"
+        "            await self.ThrowError(f'error {number}')\n"
+    )
+    hub.assign({"Alarm.py": source})
+
+    def refuses(call: Invocation) -> str:
+        poison = call.target == "faults" and any(record["text"] == "error 1" for record in call.arguments[0])
+        return f"{ARGUMENTS_INVALID}no such thing" if poison else ""
+
+    hub.refuses = refuses
+    async with node.running():
+        await hub.called("faults", where=lambda call: [r["text"] for r in call.arguments[0]] == ["error 2"])
+        await hub.called("faults", where=lambda call: [r["text"] for r in call.arguments[0]] == ["error 1"])
+        async with asyncio.timeout(20):
+            while (await node.status())["outbox"]["depth"]:  # noqa: ASYNC110 - the control socket has no event
+                await asyncio.sleep(0.02)
+        ledger = (await node.status())["outbox"]["services"][0]
+    assert ledger["parked"] == {"portal": 1}
+    assert ledger["acknowledged"] == {"portal": 2}
 
 
 async def test_no_secret_is_in_the_log(hub: FakeHub, cloud: Emulator, node: Node) -> None:
