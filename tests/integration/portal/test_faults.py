@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from agent.hub.protocol import ARGUMENTS_INVALID
 from portal.testing import PortalClient, RunningPortal
 
 
@@ -69,7 +70,7 @@ async def test_malformed_faults_are_refused_and_not_completed_as_stored(
     running: RunningPortal, owner: PortalClient, wrong: Any
 ) -> None:
     async with running.enrolled(owner) as node:
-        assert "faults" in (await node.invoke("faults", wrong))["error"]
+        assert (await node.invoke("faults", wrong))["error"].startswith(f"{ARGUMENTS_INVALID}The arguments of faults")
         assert (await owner.done("GET", "/api/faults"))["items"] == []
         assert (await node.invoke("faults", [fault(1)]))["result"] is None
 
