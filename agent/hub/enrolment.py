@@ -10,7 +10,14 @@ from typing import Any
 import msgspec
 
 from agent import __version__
-from agent.errors import CodeRefusedError, HubProtocolError, HubRefusedError, HubUnreachableError, NameTakenError
+from agent.errors import (
+    CodeRefusedError,
+    HubProtocolError,
+    HubRefusedError,
+    HubUnreachableError,
+    InsecureUrlError,
+    NameTakenError,
+)
 from agent.hub import protocol
 from agent.hub.connection import HubConnection, check_portal_url, make_tls
 from agent.identity import Identity, IdentityReservation, new_private_key
@@ -49,6 +56,10 @@ async def enroll(
     or AlreadyEnrolledError; in each case the node is as it was before.
     """
     address = check_portal_url(url, insecure_http=insecure_http)
+    if fingerprint and not address.startswith("https://"):
+        raise InsecureUrlError(
+            f"{address} is plain HTTP, which has no certificate for --fingerprint to pin; use https:// or leave it out."
+        )
     tls = make_tls(fingerprint=fingerprint, certificate_authority=certificate_authority)
     with IdentityReservation(paths) as reservation:
         private_key, public_key = new_private_key()

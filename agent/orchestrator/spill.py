@@ -58,12 +58,20 @@ def _read(folder: Path, service: str | None) -> list[tuple[Path, list[Submission
         try:
             found.append((path, _decoder.decode(path.read_bytes())))
         except msgspec.MsgspecError as error:
-            aside = path.with_suffix(_DAMAGED)
-            path.replace(aside)
-            log.error("Saved messages cannot be read and were set aside as %s: %s", aside, error)
+            _set_aside(path, error)
         except OSError as error:
             log.error("Saved messages in %s cannot be read: %s", path, error.strerror)
     return found
+
+
+def _set_aside(path: Path, reason: Exception) -> None:
+    aside = path.with_suffix(_DAMAGED)
+    try:
+        path.replace(aside)
+    except OSError as error:
+        log.error("Saved messages in %s cannot be read, nor set aside: %s", path, error.strerror)
+    else:
+        log.error("Saved messages cannot be read and were set aside as %s: %s", aside, reason)
 
 
 def _service_of(path: Path) -> str:

@@ -149,6 +149,10 @@ class TestRefusals:
         with pytest.raises(InsecureUrlError):
             await enroll(paths, url, code="GOOD-CODE")
 
+    async def test_fingerprint_without_a_certificate_to_pin(self, paths: Paths) -> None:
+        with pytest.raises(InsecureUrlError, match="no certificate for --fingerprint"):
+            await enroll(paths, "http://127.0.0.1:1", code="GOOD-CODE", fingerprint="00" * 32)
+
     async def test_fingerprint_that_is_none(self, paths: Paths) -> None:
         with pytest.raises(HubCertificateError, match="64 hexadecimal digits"):
             await enroll(paths, "https://127.0.0.1:1", code="GOOD-CODE", fingerprint="zz")
