@@ -158,8 +158,12 @@ class HubSession:
                 tasks.create_task(self._heartbeat(connection), name="hub heartbeat")
                 tasks.create_task(self._write_console(connection), name="hub console")
                 await reader
-        except* HubError as group:
-            raise _first(group) from None
+        except BaseExceptionGroup as group:
+            # Not `except*`: what is raised in one comes out wrapped in a group again on Python 3.11.2.
+            hub_errors, others = group.split(HubError)
+            if hub_errors is None or others is not None:
+                raise
+            raise _first(hub_errors) from None
 
     async def _sign_in(self, connection: HubConnection, answer: asyncio.Future[SignIn]) -> None:
         challenge = protocol.sign_in_challenge(
