@@ -21,7 +21,7 @@ from agent import __version__
 from agent.clock import Clock, SystemClock
 from agent.config import AgentConfig
 from agent.control import serve_control
-from agent.errors import ConfigError, OutstationError, StorageError
+from agent.errors import ConfigError, OutstationError, StorageError, out_of_group
 from agent.exitcodes import ExitCode
 from agent.hub.commands import Commands
 from agent.hub.reporter import Reporter
@@ -78,11 +78,8 @@ def _live(agent: Agent) -> Ending:
     """One life; an error of ours that ends a task comes out as itself, for the command line to show."""
     try:
         return asyncio.run(agent.run())
-    except* OutstationError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+    except BaseExceptionGroup as group:
+        raise out_of_group(group, OutstationError) from None
 
 
 class Agent:

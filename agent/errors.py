@@ -20,9 +20,11 @@ OutstationError
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from agent.exitcodes import ExitCode
+
+E = TypeVar("E", bound=Exception)
 
 
 class OutstationError(Exception):
@@ -135,3 +137,19 @@ class NameTakenError(HubRefusedError):
 
     code = "name_taken"
     exit_code = ExitCode.NAME_TAKEN
+
+
+def out_of_group(group: BaseExceptionGroup, kind: type[E]) -> E:
+    """The first error of `kind` in what a task group raised; raises the group itself when it holds anything else.
+
+    For an ordinary `except BaseExceptionGroup`: what is raised inside `except*` comes out wrapped in a group again on
+    Python 3.11.2, which is Debian 12's.
+    """
+    matching, others = group.split(kind)
+    if matching is None or others is not None:
+        raise group
+    found: BaseException = matching
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, kind)
+    return found

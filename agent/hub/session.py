@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agent import __version__
 from agent.backoff import FullJitterBackoff
 from agent.clock import Clock
-from agent.errors import HubError, HubProtocolError, HubRefusedError, HubUnreachableError
+from agent.errors import HubError, HubProtocolError, HubRefusedError, HubUnreachableError, out_of_group
 from agent.hub import protocol
 from agent.identity import Identity
 from agent.settings import DisconnectPolicy, SignIn, read_sign_in
@@ -159,11 +159,7 @@ class HubSession:
                 tasks.create_task(self._write_console(connection), name="hub console")
                 await reader
         except BaseExceptionGroup as group:
-            # Not `except*`: what is raised in one comes out wrapped in a group again on Python 3.11.2.
-            hub_errors, others = group.split(HubError)
-            if hub_errors is None or others is not None:
-                raise
-            raise _first(hub_errors) from None
+            raise out_of_group(group, HubError) from None
 
     async def _sign_in(self, connection: HubConnection, answer: asyncio.Future[SignIn]) -> None:
         challenge = protocol.sign_in_challenge(
@@ -290,9 +286,3 @@ def _error_arguments(arguments: list[Any]) -> tuple[str, int]:
     text = f"The portal refused this node: {str(arguments[0])[:300] if arguments else 'no reason given'}"
     code = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], int) else protocol.ERROR_INVALID_REQUEST
     return text, code
-
-
-def _first(group: BaseExceptionGroup[HubError]) -> HubError:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    return HubProtocolError("The hub session ended for no reason.")
