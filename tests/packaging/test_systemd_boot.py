@@ -33,7 +33,9 @@ class Machine:
     """A booted machine, looked at from outside."""
 
     def __init__(self, leader: int) -> None:
-        self._enter = ["nsenter", f"--target={leader}", "--all", "--root", "--wd"]
+        # With what a person who signs in there has, and nothing of whoever runs the tests.
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        self._enter = ["nsenter", f"--target={leader}", "--all", "--root", "--wd", "env", "-i", f"PATH={path}"]
 
     def run(self, *command: str) -> str:
         result = subprocess.run([*self._enter, *command], capture_output=True, text=True, timeout=60)
