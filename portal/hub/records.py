@@ -144,9 +144,12 @@ def tracking_record(report: FaultReport) -> dict[str, Any]:
     return record
 
 
+BEFORE_ANY_NODE = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
+
+
 def moment(seconds: float | None, default: datetime) -> datetime:
-    """A node's wall time; `default` for what cannot be one."""
-    if seconds is None or not math.isfinite(seconds):
+    """A node's wall time; `default` for what cannot be one: a board without a real-time clock boots in 1970."""
+    if seconds is None or not math.isfinite(seconds) or seconds < BEFORE_ANY_NODE:
         return default
     try:
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)

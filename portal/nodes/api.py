@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query
 
-from portal.access import After, Limit, OperatorCalls, OperatorWrites, Public, Search, ViewerReads
+from portal.access import After, Limit, OperatorCalls, OperatorWrites, OwnerWrites, Public, Search, ViewerReads
 from portal.faults.views import FaultView
 from portal.hub.views import CommandForm, CommandResult
 from portal.nodes.views import (
@@ -66,7 +66,7 @@ async def change_node(work: OperatorWrites, node_id: Id, change: NodeChange) -> 
 
 
 @router.delete("/nodes/{node_id}", status_code=204)
-async def delete_node(work: OperatorWrites, node_id: Id) -> None:
+async def delete_node(work: OwnerWrites, node_id: Id) -> None:
     """Forget a node; it must enrol again."""
     await work.nodes.delete(node_id)
 

@@ -181,8 +181,8 @@ class NodeService:
         return await self._detail(node)
 
     async def delete(self, node_id: str) -> None:
-        """Forget a node and end its connection; it must enrol again. Raises NotFoundError."""
-        self._work.caller.require("operator")
+        """Forget a node and end its connection; it must enrol again. For owners. Raises NotFoundError."""
+        self._work.caller.require("owner")
         node = await self._get(node_id)
         await self._nodes.delete(node)
         self._publish(node, "deleted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,6 +14,7 @@ from fastapi import Request
 from nicegui import background_tasks, ui
 from nicegui.client import Client
 from pydantic import SecretStr, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from portal.access import SESSION_COOKIE, caller_of, portal_of
 from portal.bus import Event, Subscription
@@ -21,6 +23,8 @@ from portal.portal import Portal
 from portal.views import Role
 from portal.web.components import tell
 from portal.work import Caller, Work
+
+log = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.15
 """Events that come this close together are shown together."""
@@ -137,6 +141,10 @@ class Visit:
             await then(batch)
         except PortalError as error:
             self.report(error)
+        except SQLAlchemyError:
+            # A busy or restarting database: the page says so, and the next event is shown again.
+            log.exception("%s could not be brought up to date.", self.address, extra={"action": "page_stale"})
+            tell("The portal's database did not answer; what you see may be old.", fault=True)
 
     def acting(self, action: Callable[Arguments, Awaitable[None]]) -> Callable[Arguments, Awaitable[None]]:
         """Wrap an event handler: what is refused is told in its own words; an ended session asks to sign in."""

@@ -80,7 +80,7 @@ async def test_time_that_cannot_be_is_replaced(running: RunningPortal, owner: Po
     async with running.enrolled(owner) as node:
         await node.invoke("faults", [fault(1, time=time)])
         [stored] = (await owner.done("GET", "/api/faults"))["items"]
-    assert stored["at"][:4] in ("2027", "1970")
+    assert stored["at"] == stored["received_at"]
 
 
 async def test_faults_are_listed_in_parts_newest_first(running: RunningPortal, owner: PortalClient) -> None:
