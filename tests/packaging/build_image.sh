@@ -61,7 +61,7 @@ if [ ! -e "$archive" ]; then
     mkdir -p "$cache"
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Component: main' | head -n 1)
     mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' \
-        --include=python3,python3-venv,ca-certificates,passwd bookworm "${archive%.tar}.new.tar" "${mirror:-http://deb.debian.org/debian}"
+        --include=python3,python3-venv,ca-certificates,passwd bookworm "${archive%.tar}.new.tar" ${mirror:+"$mirror"}
     mv "${archive%.tar}.new.tar" "$archive"
 fi
 container=$(buildah from scratch)

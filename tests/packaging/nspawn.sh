@@ -18,7 +18,7 @@ make_base() {
     rm -rf "$base.new"
     mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' \
         --include=systemd,systemd-sysv,dbus,udev,python3,python3-venv,ca-certificates \
-        bookworm "$base.new" "${mirror:-http://deb.debian.org/debian}"
+        bookworm "$base.new" ${mirror:+"$mirror"}
     mv -T "$base.new" "$base"
 }
 
