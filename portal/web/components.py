@@ -348,11 +348,21 @@ class FilePick(Element, component="elements/file_pick.js"):
 _FOLLOW_THEME = """(() => {
   const editor = () => getElement(EDITOR);
   const follow = () => editor()?.setTheme(outstationTheme.dark ? "vscodeDark" : "vscodeLight");
-  editor().editorPromise.then(() => {
-    follow();
+  // An element that is mounted anew makes another editor, which has neither the name nor the theme.
+  const dress = () => {
+    const text = editor()?.$el.querySelector(".cm-content:not([aria-label])");
+    if (!text) return;
+    text.setAttribute("aria-label", "Source");
+    editor().editorPromise.then(follow);
+  };
+  const begin = () => {
+    // This may run before the element is there.
+    if (!editor()?.$el.parentElement) return setTimeout(begin, 20);
+    new MutationObserver(dress).observe(editor().$el.parentElement, {childList: true, subtree: true});
     addEventListener("outstation-theme", follow);
-    editor().$el.querySelector(".cm-content").setAttribute("aria-label", "Source");
-  });
+    dress();
+  };
+  begin();
 })()"""
 
 

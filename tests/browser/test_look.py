@@ -92,7 +92,8 @@ async def look(page: Page, path: str) -> None:
     await page.goto(path)
     await expect(page.get_by_role("heading", level=1)).to_be_visible()
     if path.startswith("/services/"):
-        await expect(page.locator(".cm-line").first).to_be_visible()
+        # The editor has its name a moment after its first line.
+        await expect(page.get_by_role("textbox", name="Source")).to_be_visible()
     await page.evaluate("document.fonts.ready")
     wide = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1], f"{path} is wider than the window: {wide}"
