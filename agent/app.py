@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import logging
 import os
 import resource
@@ -34,6 +35,7 @@ from agent.orchestrator.model import ServiceStatus
 from agent.orchestrator.orchestrator import Orchestrator
 from agent.orchestrator.spill import take_in_spills
 from agent.outbox.limits import DAY_SECONDS, Limits
+from agent.outbox.message import Submission
 from agent.outbox.sinks.portal import PortalSink
 from agent.outbox.sinks.runner import Sinks
 from agent.outbox.store import Outbox
@@ -45,6 +47,9 @@ from services.com import Com
 from services.logger import Logger
 
 log = logging.getLogger(__name__)
+
+OUTBOX_REPLACED_FAULT_CODE = "90100"
+"""The outbox's file was damaged; what was in it is set aside."""
 
 
 class Ending(Enum):
@@ -204,16 +209,18 @@ class Agent:
             durability=config.durability,
             limits=Limits(bytes=config.max_bytes, age_seconds=config.max_age_days * DAY_SECONDS),
         )
-        if outbox.recovered_from is not None:
-            log.error(
-                "The outbox was damaged; it was set aside as %s and a new one was started.",
-                outbox.recovered_from,
-                extra={"action": "outbox_replaced"},
-            )
         try:
+            if outbox.recovered_from is not None:
+                await self._tell_replaced(outbox, outbox.recovered_from)
             yield outbox
         finally:
             await outbox.close()
+
+    async def _tell_replaced(self, outbox: Outbox, aside: Path) -> None:
+        text = f"The outbox was damaged; it was set aside as {aside} and a new one was started."
+        log.error("%s", text, extra={"action": "outbox_replaced"})
+        fault = {"code": OUTBOX_REPLACED_FAULT_CODE, "text": text, "description": None}
+        await outbox.submit(Submission(service="agent", kind="fault", payload=json.dumps(fault).encode()))
 
     async def _start_pins(self, stack: AsyncExitStack) -> dict[str, str]:
         """Start the board of simulated pins where they are wanted; the environment that services get."""

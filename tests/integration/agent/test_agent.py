@@ -313,6 +313,16 @@ async def test_error_that_the_portal_never_takes_holds_up_no_other(hub: FakeHub,
     assert ledger["acknowledged"] == {"portal": 2}
 
 
+async def test_damaged_outbox_is_set_aside_and_the_portal_is_told(hub: FakeHub, node: Node) -> None:
+    node.paths.outbox.write_bytes(b"this is no database " * 500)
+    async with node.running():
+        [call] = await hub.called("faults")
+    [record] = call.arguments[0]
+    assert (record["service"], record["code"]) == ("agent", "90100")
+    assert "outbox.db.damaged-1" in record["text"]
+    assert (node.paths.state / "outbox.db.damaged-1").exists()
+
+
 async def test_no_secret_is_in_the_log(hub: FakeHub, cloud: Emulator, node: Node) -> None:
     hub.assign({"Counter.py": COUNTER}, count=1)
     async with node.running():
