@@ -56,15 +56,22 @@ def render_status(status: dict[str, Any], *, colour: bool) -> str:
     if portal["connected"]:
         lines.append(f"  portal    {paint('●', _GREEN)} {portal['url']}, signed in since {_moment(portal['since'])}")
     else:
+        # The error's own sentence names the portal.
         lines.append(
-            f"  portal    {paint('▲', _YELLOW)} {portal['url']}: {portal['last_error'] or 'not signed in yet'}"
+            f"  portal    {paint('▲', _YELLOW)} {portal['last_error'] or portal['url'] + ': not signed in yet'}"
         )
     for sink in status["sinks"]:
         mark = paint("●", _GREEN) if sink["connected"] else paint("▲", _YELLOW)
-        text = f"{sink['acknowledged']} acknowledged" + (f"; {sink['last_error']}" if sink["last_error"] else "")
+        text = f"{sink['acknowledged']} acknowledged"
+        if sink["parked"]:
+            text += f", {sink['parked']} refused for ever and parked"
+        if sink["last_error"] and not sink["connected"]:
+            text += f"; {sink['last_error']}"
         lines.append(f"  sink      {mark} {sink['name']}: {text}")
     outbox = status["outbox"]
     lines.append(f"  outbox    {outbox['depth']} waiting, {_size(outbox['bytes'])} on disk")
+    if outbox["recovered_from"]:
+        lines.append(f"            {paint('▲', _YELLOW)} a damaged file was set aside as {outbox['recovered_from']}")
     services = status["services"]
     if not services:
         lines.append("  services  none: assign one to this node in the portal under Flows")
