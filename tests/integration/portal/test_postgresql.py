@@ -74,7 +74,7 @@ async def test_main_story_on_postgresql(running: RunningPortal) -> None:
             fault = {"stream": "s", "service": "reader_py", "sequence": 2**40, "text": "bad\x00text", "time": 0}
             for _ in range(2):
                 assert (await node.invoke("faults", [fault]))["result"] is None
-            await node.invoke("serviceStates", [{"id": "reader_py", "state": "running", "since": 1.5}])
+            await node.invoke("serviceStates", [{"id": "reader_py", "state": "running", "since": 1_800_000_000.5}])
             await node.invoke("facts", {"text": "a\x00b"})
             shown = await owner.done("GET", f"/api/nodes/{node.id}")
             found = await owner.done("GET", "/api/nodes?search=192.0.2.7&tag=pumps")
@@ -83,7 +83,7 @@ async def test_main_story_on_postgresql(running: RunningPortal) -> None:
         await owner.done("DELETE", f"/api/nodes/{node.id}")
         left = await owner.done("GET", "/api/nodes")
     assert service.config.security_config[0].value == "x"
-    assert shown["services"][0]["since"] == "1970-01-01T00:00:01.500000Z"
+    assert shown["services"][0]["since"] == "2027-01-15T08:00:00.500000Z"
     assert [item["name"] for item in found["items"]] == ["pump-1"]
     assert [item["text"] for item in faults] == ["badtext"]
     assert len(events) == 2
