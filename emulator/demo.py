@@ -222,7 +222,6 @@ class Demo:
         self._limit: float = arguments.limit
         self._interval: float = arguments.interval
         self._portal_port: int = arguments.portal_port
-        self._keeps_data = bool(arguments.data)
         self._screen = Screen()
         self._workers: list[Worker] = []
         self._stop = asyncio.Event()

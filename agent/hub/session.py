@@ -63,6 +63,7 @@ class HubSession:
         self._connection: HubConnection | None = None
         self._policy = DisconnectPolicy()
         self._policy_changed = asyncio.Event()
+        self._missed_heartbeats = 0
         self._console: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(CONSOLE_LIMIT)
         self._console_dropped = 0
 
@@ -81,10 +82,8 @@ class HubSession:
         while True:
             try:
                 await self._stay_connected()
-            except HubRefusedError as error:
-                # Never a reason to forget who we are: the portal's mind, or its database, may come back.
-                self._failed(error)
             except HubError as error:
+                # A refusal is no reason to forget who we are either: the portal's mind, or its database, may come back.
                 self._failed(error)
             delay = self._backoff.next_seconds()
             log.info("Next attempt to sign in in %.1f s.", delay, extra={"action": "hub_wait"})
@@ -244,8 +243,6 @@ class HubSession:
             return
         try:
             await handler(*call.arguments)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
             log.exception("The portal's command %s failed.", call.target, extra={"action": "command_failed"})
             await connection.send("notify", who, f"{call.target} failed: {str(error)[:300]}", "ERROR")

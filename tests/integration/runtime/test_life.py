@@ -5,35 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.runtime import host
 
-SAMPLE = """
-from queue import Queue
-from base_service import CustomService
-
-class YOUR_SERVICE_NAME(CustomService):
-    def __init__(self, id, queue, config):
-        # Write your code here
-        super(YOUR_SERVICE_NAME, self).__init__(id, queue, config)
-
-    async def Start(self):
-        try:
-            await self.Debug("Started")
-            # Write your code here
-        except Exception as ex:
-            await self.Debug(f"Failed to start: {ex}")
-
-    async def Stop(self):
-        try:
-            # Write your code here
-            await self.Debug("Stopped")
-        except Exception as ex:
-            await self.Debug(f"Failed to stop: {ex}")
-"""
+SAMPLE = (Path(__file__).parents[2] / "samples" / "YOUR_SERVICE_NAME.py").read_text("utf-8")
 
 
 async def test_sample_service_of_the_authors_guide_starts_and_stops_unmodified(node: Any) -> None:
