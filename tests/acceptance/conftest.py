@@ -167,6 +167,8 @@ class Site:
         self.hub_api = Api(self.ready(process, ready)["http_url"])
         return process
 
+    wait = staticmethod(wait_until)
+
     @staticmethod
     def free_port() -> int:
         return free_port()

@@ -16,15 +16,6 @@ import pytest
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 
-def wait(what: str, condition: Any, seconds: float = 40.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := condition():
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
-
-
 @pytest.fixture
 def running(site):
     """A site with portal, hub and an enrolled node whose agent runs."""
@@ -33,7 +24,7 @@ def running(site):
     site.set_up_portal()
     site.enroll("pi")
     site.start_agent()
-    wait("the node to sign in", lambda: site.node()["online"])
+    site.wait("the node to sign in", lambda: site.node()["online"])
     return site
 
 
@@ -74,7 +65,7 @@ def child_of_agent(site, name: str) -> int:
                     return child.pid
         return None
 
-    return wait(f"the agent's {name}", found)
+    return site.wait(f"the agent's {name}", found)
 
 
 def press(site, pin: int, times: int) -> None:
@@ -105,10 +96,10 @@ def test_node_runs_library_and_own_services_and_starts_again_without_any_network
         {"service_id": gpio, "host": "pi", "static": {"pins": "17", "pull": "down", "debounce": 0}},
         {"service_id": greeter, "host": "#ALL"},
     )
-    wait("ReadGPIO to run", lambda: site.service_state("readgpio_py") == "running")
+    site.wait("ReadGPIO to run", lambda: site.service_state("readgpio_py") == "running")
 
     press(site, 17, 10)
-    wait("ten readings", lambda: len(readings(site)) == 10)
+    site.wait("ten readings", lambda: len(readings(site)) == 10)
     assert [reading["body"]["count"] for reading in readings(site)] == list(range(1, 11))
     assert any(message.get("body") == {"hello": "pi"} for message in site.messages())
 
@@ -126,10 +117,10 @@ def test_node_runs_library_and_own_services_and_starts_again_without_any_network
         if process.running:
             process.stop()
     site.start_agent()
-    wait("ReadGPIO to run with no portal and no hub", lambda: runs_offline(site, "readgpio_py"))
+    site.wait("ReadGPIO to run with no portal and no hub", lambda: runs_offline(site, "readgpio_py"))
     press(site, 17, 5)
     site.start_hub()
-    wait("the readings that were made without a network", lambda: len(readings(site)) == 15, seconds=90)
+    site.wait("the readings that were made without a network", lambda: len(readings(site)) == 15, seconds=90)
     report = site.hub_api("GET", "/report")
     assert report["missing"] == 0
 
@@ -140,7 +131,7 @@ def test_nothing_is_lost_when_any_process_is_killed_at_any_moment(running):
     site = running
     gpio = library(site, "ReadGPIO")
     site.assign({"service_id": gpio, "host": "pi", "static": {"pins": "17", "pull": "down", "debounce": 0}})
-    wait("ReadGPIO to run", lambda: site.service_state("readgpio_py") == "running")
+    site.wait("ReadGPIO to run", lambda: site.service_state("readgpio_py") == "running")
     chance = random.Random(20260101)
     starters = {"agent": site.start_agent, "iothub": site.start_hub, "portal": site.start_portal}
     runtime = site.folder / "run"
@@ -156,7 +147,7 @@ def test_nothing_is_lost_when_any_process_is_killed_at_any_moment(running):
         else:
             os.kill(child_of_agent(site, name), signal.SIGKILL)
         presser.popen.wait(30)
-        wait("the node to read its pins again", lambda: runs_offline(site, "readgpio_py"))
+        site.wait("the node to read its pins again", lambda: runs_offline(site, "readgpio_py"))
 
     press(site, 17, 1)
 
@@ -164,7 +155,7 @@ def test_nothing_is_lost_when_any_process_is_killed_at_any_moment(running):
         empty = json.loads(status(site, "--json").stdout)["outbox"]["depth"] == 0
         return empty and site.hub_api("GET", "/report")
 
-    report = wait("the outbox to be empty", settled, seconds=90)
+    report = site.wait("the outbox to be empty", settled, seconds=90)
     assert report["missing"] == 0
     assert report["distinct"] > 12
 
@@ -179,12 +170,12 @@ def test_service_that_is_killed_is_started_again_and_the_portal_knows_why(runnin
         "        await self.SubmitMessage({'pid': os.getpid()})\n"
     )
     site.assign({"service_id": site.import_service("Victim.py", source), "host": "pi"})
-    first = wait("the first message", site.messages)[0]["body"]["pid"]
+    first = site.wait("the first message", site.messages)[0]["body"]["pid"]
     os.kill(first, signal.SIGKILL)
-    messages = wait("another process", lambda: len(site.messages()) > 1 and site.messages())
+    messages = site.wait("another process", lambda: len(site.messages()) > 1 and site.messages())
     assert messages[1]["body"]["pid"] != first
     node = site.node()["id"]
-    faults = wait("the fault at the portal", lambda: site.portal_api("GET", f"/api/faults?node={node}")["items"])
+    faults = site.wait("the fault at the portal", lambda: site.portal_api("GET", f"/api/faults?node={node}")["items"])
     assert faults[0]["code"] == "90000"
     assert "SIGKILL" in faults[0]["text"]
 
@@ -210,7 +201,7 @@ def test_no_secret_is_in_any_log(running):
     token = {"id": "token", "label": "Token", "type": "string"}
     site.portal_api("PATCH", f"/api/services/{service}", {"properties": {"security": [token]}})
     site.assign({"service_id": service, "host": "pi", "security": {"token": "correct-horse-battery"}})
-    wait("the message", site.messages)
+    site.wait("the message", site.messages)
     assert site.messages()[0]["body"] == {"length": len("correct-horse-battery")}
     device = site.hub_api("PUT", "/devices/pi")
     key = re.search(r"SharedAccessKey=([^;]+)", device["connection_string"])[1]
